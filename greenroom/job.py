@@ -1,0 +1,234 @@
+"""What a job is: its fields, its states and the table of legal moves, and the options that a submit may set.
+
+Pure records and checks. Must not know queues' order (lanes), leases' rules (engine), disks or wires.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from greenroom.errors import InvalidError, TooLargeError
+
+if TYPE_CHECKING:
+    from greenroom.lanes import Lane
+
+#: Job ids, places and fences stay below this: a double, and so every JSON reader, holds them exactly.
+NUMBER_LIMIT = 2**53
+
+#: Names of queues, tasks and workers. No character that needs escaping in a URL, a log line or a page.
+NAME_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+#: A delivered job keeps its payload in memory up to this size; the store keeps larger ones in a table of their own.
+SMALL_BYTES = 512
+
+
+class State(IntEnum):
+    """Where a job is in its life. The numbers are on disk and never change; the lower-case names are on the wire."""
+
+    SCHEDULED = 1  # waits for its run_at
+    QUEUED = 2  # waits for a worker
+    RUNNING = 3  # a worker holds its lease
+    COMPLETED = 4  # acked: done, for good
+    FAILED = 5  # failed, or crashed too often: done, kept for a person
+    CANCELLED = 6  # taken back before it ran, or ended after a cancel
+
+    @property
+    def label(self) -> str:
+        """The word for people and wire, as in `queued`."""
+        return self.name.lower()
+
+
+#: State -> states that a job may go to from it. A finished job never moves again (reliability I6).
+MOVES: dict[State, frozenset[State]] = {
+    State.SCHEDULED: frozenset({State.QUEUED, State.CANCELLED}),
+    # Queued jobs finish without running again when the settle of a lease that ran out arrives before anyone else got them.
+    State.QUEUED: frozenset({State.RUNNING, State.COMPLETED, State.FAILED, State.CANCELLED}),
+    State.RUNNING: frozenset({State.QUEUED, State.COMPLETED, State.FAILED, State.CANCELLED}),
+    State.COMPLETED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+
+STATE_BY_LABEL: dict[str, State] = {state.label: state for state in State}
+FINISHED_STATES = frozenset(state for state, moves in MOVES.items() if not moves)
+
+
+class Job:
+    """One unit of work. The engine moves it; the store writes what it finds here when a batch is flushed."""
+
+    __slots__ = (
+        "id", "queue", "task", "lane", "priority", "place", "rank", "state", "payload", "payload_bytes", "raw",
+        "submitted_at", "run_at", "started_at", "finished_at", "worker", "fence", "attempt", "crashes", "requeues",
+        "cancel_requested", "result", "result_bytes", "result_raw", "error", "lease", "late_fence",
+        "stored_state", "stored_requeues", "stored_lease", "checkpoint",
+    )
+
+    def __init__(self, job_id: int, queue: str, task: str, priority: int, payload: bytes | None, raw: bool,
+                 submitted_at: float) -> None:
+        self.id = job_id
+        self.queue = queue
+        self.task = task
+        self.lane: Lane | None = None  # set by the engine
+        self.priority = priority  # -1000 … 1000; the doors let 1 … 10 through
+        self.place = 0  # order within a priority, 0 until first queued
+        self.rank = 0  # priority and place in one integer, see rank_of
+        self.state = State.QUEUED
+        self.payload = payload  # None while only the store has it
+        self.payload_bytes = len(payload) if payload is not None else 0  # size, also while payload is None
+        self.raw = raw  # True: payload is bytes without a convention; False: one msgpack value
+        self.submitted_at = submitted_at  # _at: seconds since 1970
+        self.run_at: float | None = None  # not before, or None: at once
+        self.started_at: float | None = None  # when the latest lease was granted
+        self.finished_at: float | None = None
+        self.worker: str | None = None  # name of the latest holder
+        self.fence = 0  # fence of the latest lease, 0: never leased
+        self.attempt = 0  # leases granted so far
+        self.crashes = 0  # leases that ended by a lost worker or a silent one
+        self.requeues = 0  # times it came back to its queue
+        self.cancel_requested = False
+        self.result: bytes | None = None
+        self.result_bytes = 0  # size as stored, also while result is None
+        self.result_raw = False
+        self.error: dict[str, str] | None = None  # {"name", "message", "traceback"}
+        self.lease: object | None = None  # the engine's Lease while running
+        self.late_fence = 0  # fence whose late settle is still accepted, 0: none
+        self.stored_state = 0  # State on disk, 0: no row yet (the store's own note, as are the next two)
+        self.stored_requeues = 0
+        self.stored_lease = 0  # fence of the lease on disk, 0: none
+        self.checkpoint = False  # the engine wants the lease on disk
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.queue}/{self.task} {self.state.label}>"
+
+
+def rank_of(priority: int, place: int) -> int:
+    """Return the one integer that jobs are sorted by: lower priority first, then lower place."""
+    return priority * NUMBER_LIMIT + place
+
+
+def move(job: Job, to: State) -> None:
+    """Move a job to another state and keep the counters of its lane. The only place that changes `state`.
+
+    Raises AssertionError for a move that the table does not have: a bug of the caller.
+    """
+    assert to in MOVES[job.state], f"job {job.id} cannot go from {job.state.label} to {to.label}"
+    counts, totals = job.lane.counts, job.lane.totals
+    counts[job.state] -= 1
+    totals[job.state] -= 1
+    counts[to] += 1
+    totals[to] += 1
+    job.state = to
+
+
+class NewJob(NamedTuple):
+    """What a submit asks for, checked."""
+
+    task: str
+    payload: bytes
+    raw: bool
+    queue: str
+    priority: int
+    run_at: float | None  # seconds since 1970, None: at once
+    delay: float | None  # seconds from acceptance, None: not given; never together with run_at
+
+
+class Option(NamedTuple):
+    """One field of a job in a submit: the wire's check, the documentation and the command line come from here."""
+
+    name: str
+    kind: str  # as the specification calls it: name, bytes, word, int, seconds, time
+    check: Callable[[object], object]  # the value, or raises ValueError with the end of the sentence
+    default: object
+    doc: str
+
+
+def check_name(value: object) -> str:
+    """Return a queue, task or worker name, or raise ValueError."""
+    if not isinstance(value, str) or NAME_PATTERN.fullmatch(value) is None:
+        raise ValueError("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : -")
+    return value
+
+
+def _check_bytes(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise ValueError("must be binary")
+    return value
+
+
+def _check_encoding(value: object) -> str:
+    if value not in ("msgpack", "raw"):
+        raise ValueError("must be \"msgpack\" or \"raw\"")
+    return value
+
+
+def _check_priority(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= 10:
+        raise ValueError("must be an integer from 1 (first) to 10 (last)")
+    return value
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is an int or a finite float; booleans are not numbers."""
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def _check_delay(value: object) -> float:
+    if not is_number(value) or not 0 <= value <= 366 * 86400:
+        raise ValueError("must be a number of seconds from 0 to 31622400 (366 days)")
+    return float(value)
+
+
+def _check_run_at(value: object) -> float:
+    if not is_number(value) or not 0 <= value <= 253402300799:
+        raise ValueError("must be a time in seconds since 1970")
+    return float(value)
+
+
+#: The options of a job, in the order of the documentation. `task` alone is required.
+OPTIONS: dict[str, Option] = {option.name: option for option in (
+    Option("task", "name", check_name, None, "the function that a worker runs; required"),
+    Option("payload", "bytes", _check_bytes, b"\x80", "opaque input of the task; by default an empty msgpack map"),
+    Option("encoding", "word", _check_encoding, "msgpack", "what the payload is: `msgpack` (one value) or `raw` bytes"),
+    Option("queue", "name", check_name, "default", "the queue that the job waits in; made on first use"),
+    Option("priority", "int", _check_priority, 5, "1 … 10, lower runs first"),
+    Option("delay", "seconds", _check_delay, None, "not before so many seconds from now; 0 … 31622400"),
+    Option("run_at", "time", _check_run_at, None, "not before this time; one that is past means at once"),
+)}
+
+_DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
+
+
+def parse_new_job(item: object, max_payload_bytes: int) -> NewJob:
+    """Check one job of a submit.
+
+    Args:
+        item: the decoded map; fields without meaning here are ignored.
+        max_payload_bytes: the broker's limit.
+
+    Raises:
+        InvalidError: a field is missing, of a wrong type or out of range; `field` names it.
+        TooLargeError: the payload is over the limit.
+    """
+    if not isinstance(item, dict):
+        raise InvalidError("a job must be a map", field="jobs")
+    values = dict(_DEFAULTS)
+    for name, value in item.items():
+        option = OPTIONS.get(name)
+        if option is None:
+            continue
+        try:
+            values[name] = option.check(value)
+        except ValueError as exc:
+            raise InvalidError(f"{name} {exc}", field=name) from None
+    if values["task"] is None:
+        raise InvalidError("task is required", field="task")
+    payload, delay, run_at = values["payload"], values["delay"], values["run_at"]
+    if len(payload) > max_payload_bytes:
+        raise TooLargeError(f"payload has {len(payload)} bytes, the limit is {max_payload_bytes}", field="payload")
+    if delay is not None and run_at is not None:
+        raise InvalidError("delay and run_at exclude each other", field="delay")
+    return NewJob(values["task"], payload, values["encoding"] == "raw", values["queue"], values["priority"], run_at, delay)

@@ -1,0 +1,65 @@
+"""Small records that pass between engine, store and edges. Plain data, no rules."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from greenroom.job import Job
+
+
+class LaneCounts(NamedTuple):
+    """One lane, as counted on disk. A leased job counts as queued there; finished counts include pruned jobs."""
+
+    queue: str
+    task: str
+    scheduled: int
+    queued: int
+    completed: int
+    failed: int
+    cancelled: int
+    requeued: int  # how often jobs of the lane came back
+    waiting_bytes: int = 0  # payloads of the scheduled and queued ones
+
+
+class StoredLease(NamedTuple):
+    """A lease that was on disk when the store was opened."""
+
+    job: Job  # with payload (None when above SMALL_BYTES), state QUEUED, stored_lease = fence
+    fence: int
+    instance: bytes  # 16 bytes: the worker process that holds it
+    worker: str
+    granted_at: float
+
+
+class Restored(NamedTuple):
+    """What a restart starts from. Queued and scheduled jobs are not in it: the engine asks for them in windows."""
+
+    lanes: list[LaneCounts]
+    leases: list[StoredLease]
+    cancelled: list[Job]  # unfinished jobs without a lease whose cancel was requested
+
+
+class Submission(NamedTuple):
+    """The outcome of one submit frame, kept 10 minutes under the id that its client gave it."""
+
+    id: bytes  # 16 bytes
+    body_hash: bytes  # 16 bytes
+    outcome: str  # JSON
+    created_at: float
+
+
+class Lost(NamedTuple):
+    """Stands for a job id that has no row."""
+
+    handed_out: bool  # True: the id was handed out once, so the job is pruned or was never used; False: never existed
+
+
+class SettleItem(NamedTuple):
+    """One checked lease of a settle."""
+
+    job: int
+    fence: int
+    outcome: str  # ack, fail, nack, crash
+    result: bytes | None  # ack only
+    raw: bool
+    error: dict[str, str] | None  # fail only: name, message, traceback

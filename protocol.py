@@ -1,0 +1,414 @@
+"""The wire: frames, messages, limits and errors, as docs/protocol_v1.md says. Bytes in, messages out; no IO, no clock.
+
+Both ends use the same code. It knows the shape of a request (which verb has which fields, of which type and range) but not
+what a verb does. The only module that knows msgpack.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgpack
+
+from greenroom.errors import (GreenroomError, InvalidError, ProtocolError, TooLargeError, UnknownVerbError, VersionError)
+from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL, check_name, is_number
+from greenroom.records import SettleItem
+
+VERSION = 1
+DEFAULT_PORT = 65432
+
+HEADER = struct.Struct(">I")
+
+#: Before the greeting nobody may make us keep more than this.
+HELLO_FRAME_BYTES = 4096
+
+#: A frame's body may hold so many values in lists and maps: a submit of 1,000 jobs with every option has 8,000. Without it a
+#: frame of empty lists costs 200 ms to decode (reliability.md 5.3).
+MAX_VALUES = 16_000
+MAX_MAP_ENTRIES = 32
+
+
+class Limits(NamedTuple):
+    """What the broker tells in its greeting; the keys of `limits` there."""
+
+    frame: int = 4 * 2**20  # bytes of a body
+    payload: int = 2**20  # bytes of one payload
+    result: int = 2**20  # bytes of one result
+    list: int = 1000  # items in a list
+    leases: int = 1000  # leases of one session
+    reserve: int = 2**20  # payload bytes in one answer to a reserve
+    wait: int = 60  # seconds a reserve or wait may stay
+    waits: int = 256  # open waits of one session
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def pack_value(value: object) -> bytes:
+    """Encode one value (a payload's map, a result) as msgpack.
+
+    Raises ValueError with a sentence for what msgpack cannot carry: objects, sets, integers outside 64 bits, deep nesting.
+    """
+    try:
+        return msgpack.packb(value)
+    except OverflowError:
+        raise ValueError("an integer is outside 64 bits: send it as a decimal string") from None
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ValueError(f"not a msgpack value: {exc}") from None
+
+
+def unpack_value(data: bytes) -> object:
+    """Decode one msgpack value (maps may have any keys). Raises ValueError with a sentence if it is not exactly one."""
+    try:
+        return msgpack.unpackb(data, strict_map_key=False)
+    except msgpack.ExtraData:
+        raise ValueError("more than one msgpack value") from None
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as exc:
+        raise ValueError(f"not a msgpack value: {exc or type(exc).__name__}") from None
+
+
+def encode_frame(message: dict) -> bytes:
+    """Encode a message as one frame. Safe in any thread."""
+    body = msgpack.packb(message)
+    return HEADER.pack(len(body)) + body
+
+
+class FrameEncoder:
+    """`encode_frame` for a single thread: keeps its packer, which halves the cost of a small message."""
+
+    def __init__(self) -> None:
+        self._pack = msgpack.Packer(autoreset=True).pack
+
+    def __call__(self, message: dict) -> bytes:
+        """Encode a message as one frame."""
+        body = self._pack(message)
+        return HEADER.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a stream of bytes into messages. After an error it is spent.
+
+    Attributes:
+        max_frame: bytes of a body that are accepted; may be raised after the greeting.
+        failed: the ProtocolError that ended the stream, or None. Messages before the bad frame are still returned.
+    """
+
+    __slots__ = ("max_frame", "failed", "_buffer", "_need", "_values_left")
+
+    def __init__(self, max_frame: int = DEFAULT_LIMITS.frame) -> None:
+        self.max_frame = max_frame
+        self.failed: ProtocolError | None = None
+        self._buffer = b""
+        self._need = 4  # bytes in the buffer without which parsing again makes no sense
+        self._values_left = 0
+
+    @property
+    def is_partial(self) -> bool:
+        """True while a frame has begun and not ended."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> list[dict]:
+        """Take bytes from the peer and return the messages that they complete.
+
+        Never raises for what the peer sent: see `failed`.
+        """
+        if self.failed is not None:
+            return []
+        if self._buffer:
+            if isinstance(self._buffer, bytes):
+                self._buffer = bytearray(self._buffer)
+            self._buffer += data
+            if len(self._buffer) < self._need:
+                return []
+            data = bytes(self._buffer)
+        messages: list[dict] = []
+        position, end = 0, len(data)
+        self._need = 4
+        while end - position >= 4:
+            length = HEADER.unpack_from(data, position)[0]
+            if not 0 < length <= self.max_frame:
+                return self._fail(messages, f"a frame of {length} bytes; 1 to {self.max_frame} are allowed")
+            if end - position - 4 < length:
+                self._need = 4 + length
+                break
+            try:
+                messages.append(self._decode(data[position + 4:position + 4 + length]))
+            except (ValueError, TypeError, msgpack.UnpackException) as exc:
+                return self._fail(messages, f"a body that is not an allowed msgpack map: {exc or type(exc).__name__}")
+            position += 4 + length
+        self._buffer = data[position:]
+        return messages
+
+    def _fail(self, messages: list[dict], sentence: str) -> list[dict]:
+        self.failed = ProtocolError(sentence)
+        self._buffer = b""
+        return messages
+
+    def _decode(self, body: bytes) -> dict:
+        self._values_left = MAX_VALUES
+        message = msgpack.unpackb(
+            body, strict_map_key=True, max_array_len=DEFAULT_LIMITS.list, max_map_len=MAX_MAP_ENTRIES, max_ext_len=0,
+            ext_hook=_refuse_extension, object_pairs_hook=self._take_map, list_hook=self._take_list)
+        if type(message) is not dict:
+            raise ValueError("the body is not a map")
+        return message
+
+    def _take_map(self, pairs: list[tuple[str, object]]) -> dict:
+        self._values_left -= len(pairs) + 1
+        if self._values_left < 0:
+            raise ValueError(f"more than {MAX_VALUES} values")
+        taken = dict(pairs)
+        if len(taken) != len(pairs):
+            raise ValueError("a key stands twice in a map")
+        return taken
+
+    def _take_list(self, items: list) -> list:
+        self._values_left -= len(items) + 1
+        if self._values_left < 0:
+            raise ValueError(f"more than {MAX_VALUES} values")
+        return items
+
+
+def _refuse_extension(code: int, data: bytes) -> object:
+    raise ValueError(f"extension type {code}")
+
+
+class Field(NamedTuple):
+    """One field of a request. `check` returns the value or raises ValueError with the end of the sentence."""
+
+    name: str
+    check: Callable[[object], object]
+    default: object = None
+    required: bool = False
+
+
+class Request(NamedTuple):
+    """A checked request. `fields` has every field of the verb, with its default where the peer left it out."""
+
+    verb: str
+    id: int
+    fields: dict[str, object]
+
+
+def _integer(low: int, high: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"must be an integer from {low} to {high}")
+        return value
+    return check
+
+
+def _seconds(low: float, high: float) -> Callable[[object], float]:
+    def check(value: object) -> float:
+        if not is_number(value) or not low <= value <= high:
+            raise ValueError(f"must be a number of seconds from {low} to {high}")
+        return float(value)
+    return check
+
+
+def _text(limit: int) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or len(value) > limit:
+            raise ValueError(f"must be a text of at most {limit} characters")
+        return value
+    return check
+
+
+def _word(*words: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise ValueError("must be one of " + ", ".join(words))
+        return value
+    return check
+
+
+def _items(low: int) -> Callable[[object], list]:
+    def check(value: object) -> list:
+        if not isinstance(value, list) or not low <= len(value) <= DEFAULT_LIMITS.list:
+            raise ValueError(f"must be a list of {low} to {DEFAULT_LIMITS.list} items")
+        return value
+    return check
+
+
+def _ids(value: object) -> list[int]:
+    ids = _items(1)(value)
+    for item in ids:
+        if type(item) is not int or not 1 <= item < NUMBER_LIMIT:
+            raise ValueError("must hold job ids: integers from 1 to 2^53-1")
+    return ids
+
+
+def _leases(low: int) -> Callable[[object], list]:
+    def check(value: object) -> list[tuple[int, int]]:
+        return [check_lease(item) for item in _items(low)(value)]
+    return check
+
+
+def check_lease(item: object) -> tuple[int, int]:
+    """Return (job id, fence) from the first two places of a list, or raise ValueError."""
+    if not isinstance(item, list) or len(item) < 2:
+        raise ValueError("must hold leases: lists of job id and fence")
+    job, fence = item[0], item[1]
+    if type(job) is not int or type(fence) is not int or not 0 < job < NUMBER_LIMIT or not 0 < fence < NUMBER_LIMIT:
+        raise ValueError("must hold leases: two integers from 1 to 2^53-1")
+    return job, fence
+
+
+def _names(value: object) -> list[str]:
+    return [check_name(item) for item in _items(0)(value)]
+
+
+def _flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise ValueError("must be true or false")
+    return value
+
+
+def _sixteen(value: object) -> bytes:
+    if not isinstance(value, bytes) or len(value) != 16:
+        raise ValueError("must be 16 bytes")
+    return value
+
+
+_WAIT = Field("wait", _seconds(0, DEFAULT_LIMITS.wait), 0.0)
+_JOB_IDS = Field("jobs", _ids, required=True)
+
+#: Verb -> its fields. The specification's tables say the same; a test compares them.
+VERBS: dict[str, tuple[Field, ...]] = {
+    "hello": (
+        Field("version", _integer(1, 2**31), required=True),
+        Field("role", _word("client", "worker"), required=True),
+        Field("name", check_name),
+        Field("software", _text(128), ""),
+        Field("instance", _sixteen),
+        Field("leases", _leases(0), ()),
+        Field("tasks", _names),
+        Field("queues", _names),
+    ),
+    "submit": (Field("jobs", _items(1), required=True), Field("submission", _sixteen)),
+    "cancel": (_JOB_IDS,),
+    "get": (_JOB_IDS, Field("payload", _flag, False)),
+    "wait": (_JOB_IDS, _WAIT),
+    "reserve": (
+        Field("n", _integer(0, 1000), required=True), Field("queues", _names), Field("tasks", _names), _WAIT),
+    "settle": (Field("leases", _items(1), required=True),),
+    "heartbeat": (Field("leases", _leases(0)),),
+    "extend": (Field("leases", _leases(1), required=True), Field("for", _seconds(1, 86400), required=True)),
+    "jobs": (
+        Field("state", _word(*STATE_BY_LABEL)), Field("queue", check_name), Field("task", check_name),
+        Field("worker", check_name), Field("before", _integer(1, NUMBER_LIMIT)), Field("limit", _integer(1, 1000), 50),
+        Field("payload", _flag, False)),
+    "queues": (),
+    "workers": (),
+    "stats": (),
+    "ping": (),
+    "bye": (),
+}
+
+#: Verbs that only a session with the role `worker` may use.
+WORKER_VERBS = frozenset({"reserve", "settle", "heartbeat", "extend"})
+
+
+def request_id(message: dict) -> int:
+    """Return the id of a request, or raise ProtocolError: without one no answer can be sent."""
+    value = message.get("id")
+    if type(value) is not int or not 1 <= value < NUMBER_LIMIT:
+        raise ProtocolError("a request without a usable id (an integer from 1 to 2^53-1)")
+    return value
+
+
+def parse_request(message: dict) -> Request:
+    """Check a message as a request: verb, id, and the type and range of each field.
+
+    What lies inside the lists of `submit` and `settle` is left to their handlers, which answer each item by itself.
+
+    Raises:
+        ProtocolError: no usable id or verb (the peer's fault; closes).
+        UnknownVerbError, InvalidError: the peer's fault, answered under the request's id.
+    """
+    number = request_id(message)
+    verb = message.get("verb")
+    if not isinstance(verb, str):
+        raise ProtocolError("a request without a verb")
+    fields = VERBS.get(verb)
+    if fields is None:
+        raise UnknownVerbError(f"no verb {verb[:40]!r}")
+    return Request(verb, number, check_fields(fields, message))
+
+
+def check_fields(fields: tuple[Field, ...], message: dict) -> dict[str, object]:
+    """Return the values of these fields, with defaults; raises InvalidError that names the first bad one."""
+    values: dict[str, object] = {}
+    for field in fields:
+        value = message.get(field.name)
+        if value is None:
+            if field.required:
+                raise InvalidError(f"{field.name} is required", field=field.name)
+            values[field.name] = field.default
+            continue
+        try:
+            values[field.name] = field.check(value)
+        except ValueError as exc:
+            raise InvalidError(f"{field.name} {exc}", field=field.name) from None
+    return values
+
+
+def choose_version(offered: int) -> int:
+    """Return the version to speak with a peer whose highest is `offered`; raises VersionError if there is none."""
+    if offered < VERSION:
+        raise VersionError(f"this broker speaks version {VERSION}, not {offered}")
+    return VERSION
+
+
+def parse_settle(item: object, max_result_bytes: int) -> SettleItem:
+    """Check one lease of a settle. Raises InvalidError or TooLargeError (the peer's fault; answered for this item)."""
+    try:
+        job, fence = check_lease(item)
+    except ValueError as exc:
+        raise InvalidError(f"leases {exc}", field="leases") from None
+    outcome = item[2] if len(item) > 2 else None
+    if outcome == "ack":
+        result = item[3] if len(item) > 3 else None
+        raw = item[4] if len(item) > 4 else False
+        if not (result is None or isinstance(result, bytes)) or type(raw) is not bool:
+            raise InvalidError("an ack is followed by its result (binary or nil) and raw (true or false)", field="leases")
+        if result is not None and len(result) > max_result_bytes:
+            raise TooLargeError(f"result has {len(result)} bytes, the limit is {max_result_bytes}", field="result")
+        return SettleItem(job, fence, "ack", result, raw, None)
+    if outcome == "fail":
+        return SettleItem(job, fence, "fail", None, False, _parse_error(item[3] if len(item) > 3 else None))
+    if outcome in ("nack", "crash"):
+        return SettleItem(job, fence, outcome, None, False, None)
+    raise InvalidError("a settle needs an outcome: ack, fail, nack or crash", field="leases")
+
+
+#: Longer texts of an error are cut, never refused: a failure must not be lost because it is long.
+ERROR_LIMITS = {"name": 128, "message": 4096, "traceback": 16384}
+
+
+def _parse_error(error: object) -> dict[str, str]:
+    given = error if isinstance(error, dict) else {}
+    cut: dict[str, str] = {}
+    for key, limit in ERROR_LIMITS.items():
+        value = given.get(key)
+        cut[key] = value[:limit] if isinstance(value, str) else ""
+    return cut
+
+
+def error_fields(exc: GreenroomError) -> dict[str, object]:
+    """Return the `error` map of a reply."""
+    fields: dict[str, object] = {"code": exc.code, "message": exc.message}
+    if exc.field is not None:
+        fields["field"] = exc.field
+    if exc.retry_after_s is not None:
+        fields["retry_after_s"] = exc.retry_after_s
+    return fields
+
+
+def check_size(frame: bytes, limit: int) -> bytes:
+    """Return the frame, or raise TooLargeError if its body is over the limit that the peer told."""
+    if len(frame) - 4 > limit:
+        raise TooLargeError(f"a frame of {len(frame) - 4} bytes, the limit is {limit}")
+    return frame
