@@ -21,8 +21,8 @@ DEFAULT_PORT = 65432
 
 HEADER = struct.Struct(">I")
 
-#: Before the greeting nobody may make us keep more than this.
-HELLO_FRAME_BYTES = 4096
+#: Before the greeting nobody may make us keep more than this. A worker that comes back with 1,000 leases needs 20 kB.
+HELLO_FRAME_BYTES = 64 * 1024
 
 #: A frame's body may hold so many values in lists and maps: a submit of 1,000 jobs with every option has 8,000. Without it a
 #: frame of empty lists costs 200 ms to decode (reliability.md 5.3).
@@ -66,7 +66,7 @@ def unpack_value(data: bytes) -> object:
     except msgpack.ExtraData:
         raise ValueError("more than one msgpack value") from None
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as exc:
-        raise ValueError(f"not a msgpack value: {exc or type(exc).__name__}") from None
+        raise ValueError(f"not a msgpack value: {str(exc) or type(exc).__name__}") from None
 
 
 def encode_frame(message: dict) -> bytes:
@@ -136,7 +136,7 @@ class FrameReader:
             try:
                 messages.append(self._decode(data[position + 4:position + 4 + length]))
             except (ValueError, TypeError, msgpack.UnpackException) as exc:
-                return self._fail(messages, f"a body that is not an allowed msgpack map: {exc or type(exc).__name__}")
+                return self._fail(messages, f"a body that is not an allowed msgpack map: {str(exc) or type(exc).__name__}")
             position += 4 + length
         self._buffer = data[position:]
         return messages
@@ -162,6 +162,7 @@ class FrameReader:
         taken = dict(pairs)
         if len(taken) != len(pairs):
             raise ValueError("a key stands twice in a map")
+        "".join(taken)  # raises TypeError for a binary key; the quickest look at all keys there is
         return taken
 
     def _take_list(self, items: list) -> list:
@@ -272,6 +273,12 @@ def _sixteen(value: object) -> bytes:
     return value
 
 
+def _instance(value: object) -> bytes:
+    if not any(_sixteen(value)):
+        raise ValueError("must not be all zeros: in the store they stand for a worker that gave none")
+    return value
+
+
 _WAIT = Field("wait", _seconds(0, DEFAULT_LIMITS.wait), 0.0)
 _JOB_IDS = Field("jobs", _ids, required=True)
 
@@ -282,7 +289,7 @@ VERBS: dict[str, tuple[Field, ...]] = {
         Field("role", _word("client", "worker"), required=True),
         Field("name", check_name),
         Field("software", _text(128), ""),
-        Field("instance", _sixteen),
+        Field("instance", _instance),
         Field("leases", _leases(0), ()),
         Field("tasks", _names),
         Field("queues", _names),

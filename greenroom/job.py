@@ -22,6 +22,8 @@ NUMBER_LIMIT = 2**53
 #: Names of queues, tasks and workers. No character that needs escaping in a URL, a log line or a page.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
+_NAME_RULE = "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : -"
+
 #: A delivered job keeps its payload in memory up to this size; the store keeps larger ones in a table of their own.
 SMALL_BYTES = 512
 
@@ -146,10 +148,20 @@ class Option(NamedTuple):
     doc: str
 
 
+#: Names that were checked before; a few are used again and again, and the pattern costs more than the rest of a small job.
+_known_names: set[str] = set()
+_MAX_KNOWN_NAMES = 10_000
+
+
 def check_name(value: object) -> str:
     """Return a queue, task or worker name, or raise ValueError."""
-    if not isinstance(value, str) or NAME_PATTERN.fullmatch(value) is None:
-        raise ValueError("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : -")
+    if not isinstance(value, str):
+        raise ValueError(_NAME_RULE)
+    if value not in _known_names:
+        if NAME_PATTERN.fullmatch(value) is None:
+            raise ValueError(_NAME_RULE)
+        if len(_known_names) < _MAX_KNOWN_NAMES:
+            _known_names.add(value)
     return value
 
 
@@ -218,7 +230,7 @@ def parse_new_job(item: object, max_payload_bytes: int) -> NewJob:
     values = dict(_DEFAULTS)
     for name, value in item.items():
         option = OPTIONS.get(name)
-        if option is None:
+        if option is None or value is None:
             continue
         try:
             values[name] = option.check(value)

@@ -1,0 +1,54 @@
+"""What the engine wants done: one growing record that the pump (batches.py) empties after each call.
+
+Plain data. The engine writes it, nobody else; it says nothing of disks, sockets or time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from greenroom.job import Job
+
+if TYPE_CHECKING:
+    from greenroom.lanes import Lane
+    from greenroom.sessions import Session
+
+
+class Delivery(NamedTuple):
+    """The answer to a reserve: these jobs, under their present leases; empty when its time ran out or it was taken back."""
+
+    session: Session
+    request_id: int
+    jobs: list[Job]
+
+
+class Notice(NamedTuple):
+    """A frame that nobody asked for."""
+
+    session: Session
+    kind: str  # cancel
+    leases: list[tuple[int, int]]
+
+
+class Effects:
+    """The engine's wishes since they were last taken.
+
+    Attributes:
+        dirty: job id -> job whose row must be written (or written again) before anything below leaves.
+        deliveries, notices: for sessions.
+        finished: jobs that reached a final state: whoever waits for them is told.
+        closes: sessions that another one replaced; their connections end.
+        refills: lanes whose window wants jobs, or a head's payload, from the store.
+        wants_scheduled: the window of scheduled jobs wants more.
+    """
+
+    __slots__ = ("dirty", "deliveries", "notices", "finished", "closes", "refills", "wants_scheduled")
+
+    def __init__(self) -> None:
+        self.dirty: dict[int, Job] = {}
+        self.deliveries: list[Delivery] = []
+        self.notices: list[Notice] = []
+        self.finished: list[Job] = []
+        self.closes: list[Session] = []
+        self.refills: list[Lane] = []
+        self.wants_scheduled = False

@@ -1,0 +1,405 @@
+"""The rules of the broker: who gets which job when, and what becomes of it. Pure: `now` in, effects out.
+
+No clock, no greenlet, no disk, no random. Every method takes `now` (seconds) where time matters, answers at once, and notes
+in `effects` what must be written, delivered or told. What it decides becomes visible to anybody only after the commit that holds
+it (batches.py). The rules about sessions, leases and time are in leases.py, which this class is built on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from greenroom.effects import Delivery, Notice
+from greenroom.errors import BusyError, DrainingError, FinishedError, FullError, GoneError, NotFoundError
+from greenroom.groups import Group
+from greenroom.job import FINISHED_STATES, Job, NewJob, State, rank_of
+from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
+from greenroom.leases import LeaseRules
+from greenroom.sessions import Parked, Session
+from greenroom.records import LaneCounts, Lost, Restored
+
+
+class RefillPlan(NamedTuple):
+    """What to fetch for a lane: up to `limit` jobs after this rank, or (limit 0) the payloads of these jobs."""
+
+    queue: str
+    task: str
+    after_rank: int
+    limit: int
+    payload_ids: list[int]
+
+
+class Engine(LeaseRules):
+    """All jobs that are in memory, and the rules by which they move."""
+
+    def restore(self, restored: Restored, now: float, grace_s: float) -> None:
+        """Start from what the store found. Leases hold for `grace_s` from now, whatever their stored times say."""
+        for counts in restored.lanes:
+            self._restore_lane(counts)
+        for stored in restored.leases:
+            self._restore_lease(stored, now, grace_s)
+        for job in restored.cancelled:
+            self._attach(job)
+            self._leave_waiting(job)
+            self._finish(job, State.CANCELLED, now)
+        self._ask_scheduled()
+
+    def _restore_lane(self, counts: LaneCounts) -> None:
+        lane = self._new_lane(counts.queue, counts.task)
+        for state in State:
+            lane.count(state, getattr(counts, state.label, 0))
+        lane.requeues = counts.requeued
+        self.requeues += counts.requeued
+        lane.edge = BELOW_ALL if counts.queued else None
+        self.scheduled.total += counts.scheduled
+        if counts.scheduled:
+            self.scheduled.edge = (0.0, 0)
+        self.waiting += counts.scheduled + counts.queued
+        self.waiting_bytes += counts.waiting_bytes
+        lane.waiting_bytes = counts.waiting_bytes
+
+    # -- submit and cancel ------------------------------------------------------------------------------------------------
+
+    def submit(self, items: list[NewJob], now: float) -> list[int | FullError]:
+        """Accept new jobs; returns an id, or the error of that item, for each.
+
+        Raises BusyError, FullError or DrainingError for all of them together, with nothing changed.
+        """
+        if self.draining:
+            raise DrainingError("the broker is stopping", retry_after_s=1.0)
+        if self.waiting + len(items) > self.caps.waiting_jobs:
+            raise FullError(f"{self.waiting} jobs wait, the cap is {self.caps.waiting_jobs}", retry_after_s=5.0)
+        size = sum(len(item.payload) for item in items)
+        if self.waiting_bytes + size > self.caps.waiting_bytes:
+            raise FullError(f"waiting payloads are at their cap of {self.caps.waiting_bytes} bytes", retry_after_s=5.0)
+        if self.ids.left < len(items):
+            raise BusyError("job numbers are being fetched", retry_after_s=0.05)
+        outcomes: list[int | FullError] = []
+        touched: dict[Lane, None] = {}
+        for item in items:
+            try:
+                lane = self._lane_for(item.queue, item.task)
+            except FullError as exc:
+                outcomes.append(exc)
+                continue
+            outcomes.append(self._accept(item, lane, now))
+            touched[lane] = None
+        self._match(touched, now)
+        self._keep_budget()
+        return outcomes
+
+    def _accept(self, item: NewJob, lane: Lane, now: float) -> int:
+        job = Job(self.ids.take(), item.queue, item.task, item.priority, item.payload, item.raw, now)
+        job.lane = lane
+        run_at = now + item.delay if item.delay is not None else item.run_at
+        if run_at is not None:
+            job.run_at = run_at
+        self._count_waiting(job, +1)
+        self.effects.dirty[job.id] = job
+        if run_at is not None and run_at > now:
+            job.state = State.SCHEDULED
+            lane.count(State.SCHEDULED, 1)
+            self._schedule(job)
+        else:
+            self._enqueue_new(job, job.id)
+            lane.count(State.QUEUED, 1)
+        return job.id
+
+    def _schedule(self, job: Job) -> None:
+        if self.scheduled.add(job):
+            self.jobs[job.id] = job
+        if self.scheduled.is_over:
+            for dropped in self.scheduled.shrink():
+                self.jobs.pop(dropped.id, None)
+
+    def _enqueue_new(self, job: Job, place: int) -> None:
+        """Give a job its place, an id or another number of that sequence, and put it into its lane; the caller counts it."""
+        lane = job.lane
+        job.place = place
+        job.rank = rank_of(job.priority, job.place)
+        if lane.may_hold(job.rank):
+            self.jobs[job.id] = job
+            lane.append(job)
+            self._offer(lane, job.rank)
+        else:
+            self.jobs.pop(job.id, None)
+
+    def cancel(self, job_id: int, now: float, loaded: Job | Lost | None = None) -> str | None:
+        """Cancel a job: "cancelled" at once if it waits, "requested" if it runs.
+
+        Args:
+            loaded: the job as `Store.load` gave it, when an earlier call answered None: not in memory, load it first.
+
+        Raises FinishedError, NotFoundError or GoneError.
+        """
+        job = self.jobs.get(job_id)
+        if job is None:
+            if loaded is None:
+                return None
+            job = self.check_there(job_id, loaded)
+            if job.state in FINISHED_STATES:
+                raise FinishedError(f"job {job_id} is already {job.state.label}")
+            self._attach(job)
+        if job.state is State.RUNNING:
+            if not job.cancel_requested:
+                job.cancel_requested = True
+                self.effects.dirty[job.id] = job
+                self.effects.notices.append(Notice(job.lease.session, "cancel", [(job.id, job.lease.fence)]))
+            return "requested"
+        self._leave_waiting(job)
+        self._finish(job, State.CANCELLED, now)
+        return "cancelled"
+
+    @staticmethod
+    def check_there(job_id: int, loaded: Job | Lost) -> Job:
+        """Return a loaded job, or raise NotFoundError or GoneError."""
+        if isinstance(loaded, Lost):
+            if loaded.handed_out:
+                raise GoneError(f"job {job_id} is no longer kept")
+            raise NotFoundError(f"no job {job_id}")
+        return loaded
+
+    def _attach(self, job: Job) -> None:
+        """Tie a job that came from the store to its lane."""
+        job.lane = self.lanes.get((job.queue, job.task)) or self._new_lane(job.queue, job.task)
+
+    def _leave_waiting(self, job: Job) -> None:
+        """Take a scheduled or queued job out of its window, wherever it is; the caller finishes it."""
+        in_memory = job.id in self.jobs
+        if job.state is State.SCHEDULED:
+            self.scheduled.remove(job, in_memory=in_memory)
+            self._ask_scheduled()
+        elif in_memory:
+            job.lane.remove(job)
+
+    # -- reserve ------------------------------------------------------------------------------------------------------------
+
+    def reserve(self, session: Session, request_id: int, n: int, queues: list[str] | None, tasks: list[str] | None,
+                wait_s: float, now: float) -> None:
+        """Open a reserve of this session; the answer comes as a Delivery, at once or later.
+
+        A session that ended, because its instance came back on another connection, gets nothing.
+
+        Raises DrainingError, or FullError with the session's older reserve left as it was.
+        """
+        if self.draining:
+            raise DrainingError("the broker is stopping", retry_after_s=1.0)
+        if self.sessions.get(session.key) is not session:
+            self.effects.deliveries.append(Delivery(session, request_id, []))
+            return
+        if n and session.parked is None and self.parked >= self.caps.parked:
+            raise FullError(f"{self.parked} reserves are open, the cap", retry_after_s=1.0)
+        self.saw(session, now)
+        self._unpark(session, answer=True)
+        session.queues = None if queues is None else frozenset(queues)
+        session.tasks = None if tasks is None else frozenset(tasks)
+        group = self.groups.join(session, session.queues, session.tasks, self.lanes)
+        if n == 0:
+            self.effects.deliveries.append(Delivery(session, request_id, []))
+            return
+        self._order += 1
+        session.parked = Parked(request_id, n, now + wait_s, self._order)
+        self.parked += 1
+        is_blocked = self._serve(group, session, now)
+        if session.parked is None:
+            return
+        if wait_s <= 0 and not is_blocked:
+            self._unpark(session, answer=True)
+            return
+        if self._room(session) > 0:
+            group.waiters[session] = None
+        self._look_at(session, session.parked.deadline)
+
+    def drain(self) -> None:
+        """Take no submit and no reserve any more, answer the open reserves, and write every lease."""
+        self.draining = True
+        for session in self.sessions.values():
+            self._unpark(session, answer=True)
+        self.checkpoint_all()
+
+    def _unpark(self, session: Session, *, answer: bool) -> None:
+        parked = session.parked
+        if parked is None:
+            return
+        session.parked = None
+        self.parked -= 1
+        if session.group is not None:
+            session.group.waiters.pop(session, None)
+        if answer:
+            self.effects.deliveries.append(Delivery(session, parked.request_id, []))
+
+    def _room(self, session: Session) -> int:
+        return self.caps.leases_per_session - len(session.leases)
+
+    def _match(self, lanes: dict[Lane, None], now: float, *, was_blocked: bool = False) -> None:
+        """Serve open reserves from lanes that got jobs: who waits longest first.
+
+        Args:
+            was_blocked: reserves may have waited for this lane although others had jobs for them; so try each group.
+        """
+        for lane in lanes:
+            waiting = [(next(iter(group.waiters)).parked.order, group) for group in lane.groups if group.waiters]
+            while waiting and (was_blocked or lane.best_rank() is not None):
+                entry = min(waiting, key=_order_of)
+                waiting.remove(entry)
+                group = entry[1]
+                session = next(iter(group.waiters), None)
+                if session is None:
+                    continue
+                self._serve(group, session, now)
+                # Who still waits needs the store first, and so does the rest of its group; other groups need not.
+                if session.parked is None and group.waiters:
+                    waiting.append((next(iter(group.waiters)).parked.order, group))
+
+    def _serve(self, group: Group, session: Session, now: float) -> bool:
+        """Give a parked session what there is. Returns True if a better job must come from the store first."""
+        parked = session.parked
+        wanted = min(parked.n, self._room(session))
+        taken: list[Job] = []
+        size = 0
+        is_blocked = False
+        while len(taken) < wanted:
+            if not self.fences.left:
+                is_blocked = True  # add_numbers goes on from here
+                break
+            lane = group.best_lane()
+            if lane is None:
+                break
+            job = lane.head()
+            if job is None or job.payload is None:
+                self._ask_refill(lane)
+                is_blocked = True
+                break
+            if taken and size + job.payload_bytes > self.caps.reserve_bytes:
+                break
+            lane.pop(job)
+            size += job.payload_bytes
+            self._grant(job, session, now)
+            taken.append(job)
+            if lane.wants_refill:
+                self._ask_refill(lane)
+        if taken:
+            self._unpark(session, answer=False)
+            self.effects.deliveries.append(Delivery(session, parked.request_id, taken))
+        return is_blocked
+
+    # -- windows ------------------------------------------------------------------------------------------------------------
+
+    def _ask_refill(self, lane: Lane) -> None:
+        if not lane.is_filling:
+            lane.is_filling = True
+            self.effects.refills.append(lane)
+
+    def refill_plan(self, lane: Lane) -> RefillPlan | None:
+        """Tell what to fetch for a lane that asked, or None: nothing (any more). Answer with `refilled` either way."""
+        head = lane.head()
+        if not lane.groups:
+            return None  # nobody can run its jobs (any more)
+        if head is not None and head.payload is None:
+            return RefillPlan(lane.queue, lane.task, 0, 0, lane.unloaded())
+        missing = min(self.window.slice_rows(lane.mean_bytes), REFILL_TO - lane.in_memory)
+        if lane.in_store > 0 and missing > 0 and (head is None or self.window.has_room):
+            return RefillPlan(lane.queue, lane.task, lane.edge, missing, [])
+        return None
+
+    def refilled(self, lane: Lane, plan: RefillPlan | None, rows: list[Job], payloads: dict[int, bytes], now: float) -> None:
+        """Take in what the store gave for a plan: jobs after the edge (fewer than asked: there are no more), or payloads.
+
+        Rows of jobs that the engine holds already (a running job's grant need not be on disk) are skipped.
+        """
+        lane.is_filling = False
+        if plan is not None and plan.limit:
+            for job in rows:
+                if job.id not in self.jobs:
+                    job.lane = lane
+                    self.jobs[job.id] = job
+                    lane.append(job)
+            lane.edge = None if len(rows) < plan.limit else rows[-1].rank
+        for job_id, payload in payloads.items():
+            job = self.jobs.get(job_id)
+            if job is not None and job.payload is None and job.state is State.QUEUED:
+                job.payload = payload
+                self.window.payload_bytes += job.payload_bytes
+        rank = lane.best_rank()
+        if rank is not None:
+            self._offer(lane, rank)
+        if plan is not None and self.refill_plan(lane) is not None:
+            self._ask_refill(lane)  # the next slice
+        self._match({lane: None}, now, was_blocked=True)
+        self._answer_all_late(lane.groups, now)
+        self._keep_budget()
+
+    def _answer_all_late(self, groups: Iterable[Group], now: float) -> None:
+        """Answer reserves that waited longer than they wanted, for the store, once it turns out that nothing is there."""
+        for group in groups:
+            for session in [waiter for waiter in group.waiters if waiter.parked.deadline <= now]:
+                self._answer_late(session, now)
+
+    def _answer_late(self, session: Session, now: float) -> None:
+        """Answer a reserve whose time is over, unless a job for it is on its way from the store: then that comes first."""
+        is_blocked = self._serve(session.group, session, now)
+        if session.parked is not None and not is_blocked:
+            self._unpark(session, answer=True)
+
+    def add_numbers(self, name: str, first: int, count: int, now: float) -> None:
+        """Take in a block of numbers from the store: "job" (ids and places) or "fence"."""
+        numbers = self.ids if name == "job" else self.fences
+        was_empty = not numbers.left
+        numbers.add(first, count)
+        if was_empty and name == "fence":
+            self._match({lane: None for group in self.groups if group.waiters for lane in group.lanes}, now, was_blocked=True)
+            self._answer_all_late(self.groups, now)
+
+    def scheduled_slice(self) -> int:
+        """Tell how many scheduled jobs to fetch at once."""
+        return self.window.slice_rows(self.waiting_bytes // max(1, self.waiting))
+
+    def scheduled_refilled(self, rows: list[Job], asked: int) -> None:
+        """Take in scheduled jobs that the store gave for `take_scheduled(edge, asked)`."""
+        for job in rows:
+            if job.id not in self.jobs:
+                self._attach(job)
+                self.jobs[job.id] = job
+                self.scheduled.load(job)
+        self.scheduled.is_filling = False
+        self.scheduled.edge = None if len(rows) < asked else (rows[-1].run_at, rows[-1].id)
+
+    def _ask_scheduled(self) -> None:
+        if self.scheduled.wants_refill and not self.scheduled.is_filling:
+            self.scheduled.is_filling = True
+            self.effects.wants_scheduled = True
+
+    def _keep_budget(self) -> None:
+        if not self.window.is_over:
+            return
+        # No group has to be told: lanes that one takes from keep their heads.
+        for job in self.window.shrink(list(self.lanes.values())):
+            self.jobs.pop(job.id, None)
+
+    # -- lanes --------------------------------------------------------------------------------------------------------------
+
+    def _lane_for(self, queue: str, task: str) -> Lane:
+        lane = self.lanes.get((queue, task))
+        if lane is not None:
+            return lane
+        if len(self.lanes) >= self.caps.lanes and not self._forget_idle_lanes():
+            raise FullError(f"{len(self.lanes)} queues and tasks have work, the cap", field="queue")
+        return self._new_lane(queue, task)
+
+    def _new_lane(self, queue: str, task: str) -> Lane:
+        lane = self.lanes[queue, task] = Lane(queue, task, self.window, self.totals)
+        self.groups.add_lane(lane)
+        return lane
+
+    def _forget_idle_lanes(self) -> bool:
+        """Drop lanes without work from memory; the totals keep their counts. Returns whether any went."""
+        idle = [lane for lane in self.lanes.values() if lane.is_idle]
+        for lane in idle:
+            self.groups.drop_lane(lane)
+            del self.lanes[lane.queue, lane.task]
+        return bool(idle)
+
+
+def _order_of(entry: tuple[int, Group]) -> int:
+    return entry[0]

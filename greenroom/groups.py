@@ -1,0 +1,146 @@
+"""Reserve groups: sessions that can run the same queues and tasks, and which lane serves them next.
+
+Pure. A group keeps a heap of (rank, lane) in which every lane that it may take from, and that has jobs, stands with a rank
+not above the rank with which the lane really competes; entries that are too low are mended when they come up. So a head that
+changes costs nothing in the groups that don't look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heappop, heappush, heapreplace
+from typing import TYPE_CHECKING
+
+from greenroom.lanes import ABOVE_ALL, Lane
+
+if TYPE_CHECKING:
+    from greenroom.sessions import Session
+
+GroupKey = tuple[frozenset[str] | None, frozenset[str] | None]
+
+
+class Group:
+    """Sessions with the same filter.
+
+    Attributes:
+        queues, tasks: what its sessions can run; None: any.
+        waiters: sessions with an open reserve, longest waiting first (a dict keeps the order).
+        sessions: how many sessions point here; at 0 the group is dropped.
+    """
+
+    __slots__ = ("queues", "tasks", "waiters", "sessions", "lanes", "_heap", "_seq")
+
+    def __init__(self, queues: frozenset[str] | None, tasks: frozenset[str] | None) -> None:
+        self.queues = queues
+        self.tasks = tasks
+        self.waiters: dict[Session, None] = {}
+        self.sessions = 0
+        self.lanes: dict[Lane, None] = {}
+        self._heap: list[tuple[int, int, Lane]] = []
+        self._seq = 0  # breaks ties between lanes of one rank (edges may be equal); lanes are never compared
+
+    def matches(self, lane: Lane) -> bool:
+        """Tell whether sessions of this group can run jobs of the lane."""
+        return ((self.queues is None or lane.queue in self.queues)
+                and (self.tasks is None or lane.task in self.tasks))
+
+    def tie(self, lane: Lane) -> None:
+        """Let this group take from the lane."""
+        self.lanes[lane] = None
+        lane.groups.append(self)
+        rank = lane.best_rank()
+        # Not what was offered before, which may be lower: this group never heard of it, and must hear of what comes next.
+        lane.offered = ABOVE_ALL if rank is None else rank
+        if rank is not None:
+            self.offer(lane, rank)
+
+    def offer(self, lane: Lane, rank: int) -> None:
+        """Note that the lane may now compete with this rank."""
+        self._seq += 1
+        heappush(self._heap, (rank, self._seq, lane))
+        if len(self._heap) > 64 + 4 * len(self.lanes):
+            self._forget_doubles()
+
+    def _forget_doubles(self) -> None:
+        lowest: dict[Lane, tuple[int, int, Lane]] = {}
+        for entry in self._heap:
+            known = lowest.get(entry[2])
+            if known is None or entry[0] < known[0]:
+                lowest[entry[2]] = entry
+        self._heap = sorted(lowest.values(), key=lambda entry: entry[:2])
+
+    def best_lane(self) -> Lane | None:
+        """Return the lane that competes with the lowest rank, or None if no lane of this group has a queued job."""
+        heap = self._heap
+        while heap:
+            rank, _, lane = heap[0]
+            actual = lane.best_rank()
+            if actual == rank:
+                return lane
+            lane.offered = ABOVE_ALL if actual is None else actual
+            if actual is None:
+                heappop(heap)
+            else:
+                self._seq += 1
+                heapreplace(heap, (actual, self._seq, lane))
+        return None
+
+
+class Groups:
+    """All groups, and their ties to all lanes."""
+
+    def __init__(self) -> None:
+        self._groups: dict[GroupKey, Group] = {}
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups.values())
+
+    def join(self, session: Session, queues: frozenset[str] | None, tasks: frozenset[str] | None,
+             lanes: dict[tuple[str, str], Lane]) -> Group:
+        """Put a session into the group of this filter, making it if need be."""
+        group = session.group
+        if group is not None and group.queues == queues and group.tasks == tasks:
+            return group
+        self.leave(session)
+        group = self._groups.get((queues, tasks))
+        if group is None:
+            group = self._groups[queues, tasks] = Group(queues, tasks)
+            for lane in _candidates(group, lanes):
+                group.tie(lane)
+        group.sessions += 1
+        session.group = group
+        return group
+
+    def leave(self, session: Session) -> None:
+        """Take a session out of its group, and drop the group when it was the last."""
+        group = session.group
+        if group is None:
+            return
+        group.waiters.pop(session, None)
+        group.sessions -= 1
+        session.group = None
+        if group.sessions == 0:
+            del self._groups[group.queues, group.tasks]
+            for lane in group.lanes:
+                lane.groups.remove(group)
+
+    def add_lane(self, lane: Lane) -> None:
+        """Tie a new lane to the groups that match it."""
+        for group in self._groups.values():
+            if group.matches(lane):
+                group.tie(lane)
+
+    @staticmethod
+    def drop_lane(lane: Lane) -> None:
+        """Untie a lane that goes away; it must be idle."""
+        for group in lane.groups:
+            del group.lanes[lane]
+        lane.groups = []
+
+
+def _candidates(group: Group, lanes: dict[tuple[str, str], Lane]) -> list[Lane]:
+    """Return the lanes that the group can run, by looking up pairs where those are fewer than the lanes."""
+    if group.queues is not None and group.tasks is not None and len(group.queues) * len(group.tasks) < len(lanes):
+        found = (lanes.get((queue, task)) for queue in group.queues for task in group.tasks)
+        return [lane for lane in found if lane is not None]
+    return [lane for lane in lanes.values() if group.matches(lane)]

@@ -1,0 +1,274 @@
+"""Lanes and their windows: which jobs of a (queue, task) are in memory, in which order, and which only the store has.
+
+Pure and without time. It must not know sessions, leases or how a store works.
+
+A lane holds in memory all its queued jobs with a rank up to its edge; with `edge` None it holds all there are. Everything
+beyond the edge lies in the store alone. Ranks sort by priority, then place, and places only grow, so jobs of one priority
+arrive in order: one deque a priority takes a job in, gives it out and drops it from the tail in constant time. Only jobs that come
+back, with their old place, need a heap.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from heapq import heapify, heappop, heappush, nsmallest
+
+from greenroom.job import Job, State, rank_of
+
+#: An edge below every rank: after a restart a lane has everything in the store and nothing in memory.
+BELOW_ALL = rank_of(-1001, 0)
+#: A rank above every rank.
+ABOVE_ALL = rank_of(1001, 0)
+
+#: A lane asks for more when fewer jobs than this are left in memory and the store has some: 10 ms' worth at 100,000 jobs/s.
+REFILL_BELOW = 1000
+#: … and is then refilled to about so many.
+REFILL_TO = 3000
+#: Rows of one look into the store, 0.4 ms of the hub, and their payloads: some ms.
+SLICE_ROWS = 200
+SLICE_BYTES = 4 * 2**20
+
+
+class Window:
+    """What all lanes together hold in memory, against its budget.
+
+    Attributes:
+        jobs, payload_bytes: queued jobs in memory, and their payloads that are.
+        max_jobs, max_bytes: the budget. Beyond it `shrink` sends tails back to the store.
+    """
+
+    def __init__(self, max_jobs: int = 100_000, max_bytes: int = 128 * 2**20) -> None:
+        self.max_jobs = max_jobs
+        self.max_bytes = max_bytes
+        self.jobs = 0
+        self.payload_bytes = 0
+
+    @property
+    def is_over(self) -> bool:
+        """True while memory holds more than the budget."""
+        return self.jobs > self.max_jobs or self.payload_bytes > self.max_bytes
+
+    @property
+    def has_room(self) -> bool:
+        """True while reading ahead is welcome: below the mark to which `shrink` goes, or the two would undo each other's work."""
+        return self.jobs < self.max_jobs * 0.9 and self.payload_bytes < self.max_bytes * 0.9
+
+    def slice_rows(self, mean_bytes: int) -> int:
+        """Return how many jobs with payloads of this mean size to read at once: never more than a tenth of the budget."""
+        by_bytes = min(SLICE_BYTES, self.max_bytes // 10) // max(1, mean_bytes)
+        return max(1, min(SLICE_ROWS, self.max_jobs // 10, by_bytes))
+
+    def shrink(self, lanes: list[Lane]) -> list[Job]:
+        """Drop tails until a tenth of the budget is free; returns the jobs dropped.
+
+        The largest lanes go first, those that no connected worker can run before the others; a lane that a worker can run keeps
+        its head. One pass costs a sort of the lanes, paid once for the many jobs it drops.
+        """
+        dropped: list[Job] = []
+        order = sorted((lane for lane in lanes if lane.in_memory),
+                       key=lambda lane: (bool(lane.groups), -lane.in_memory))
+        for lane in order:
+            if self.jobs <= self.max_jobs * 0.9 and self.payload_bytes <= self.max_bytes * 0.9:
+                break
+            dropped.extend(lane.drop_tail(self._excess(lane), keep=1 if lane.groups else 0))
+        return dropped
+
+    def _excess(self, lane: Lane) -> int:
+        """Return how many jobs of the lane's tail should go: at most half of it, so that one pass doesn't empty a busy lane."""
+        by_jobs = self.jobs - int(self.max_jobs * 0.9)
+        average = max(1, self.payload_bytes // max(1, self.jobs))
+        by_bytes = (self.payload_bytes - int(self.max_bytes * 0.9)) // average
+        wanted = max(by_jobs, by_bytes, 1)
+        return min(wanted, max(1, lane.in_memory // 2)) if lane.groups else wanted
+
+
+class Lane:
+    """The queued jobs of one task in one queue, and the counters of all its jobs.
+
+    Attributes:
+        counts: number of jobs by State: now, for the unfinished states; ever, for the finished ones.
+        totals: the same over all lanes, one list that they share.
+        requeues: how often jobs of this lane came back.
+        edge: jobs that only the store has rank above this; None: there are none.
+        in_memory: queued jobs in the window. waiting_bytes: payloads of all scheduled and queued ones.
+        groups: reserve groups that may take from this lane, kept by groups.py, as is
+        offered: a rank that no group's knowledge of this lane is above.
+        is_filling: a refill was asked for and has not come back.
+    """
+
+    __slots__ = ("queue", "task", "window", "counts", "totals", "requeues", "edge", "in_memory", "waiting_bytes", "groups",
+                 "offered", "is_filling", "_bands", "_priorities", "_returned", "_stale")
+
+    def __init__(self, queue: str, task: str, window: Window, totals: list[int]) -> None:
+        self.queue = queue
+        self.task = task
+        self.window = window
+        self.counts: list[int] = [0] * (max(State) + 1)
+        self.totals = totals
+        self.requeues = 0
+        self.edge: int | None = None
+        self.in_memory = 0
+        self.waiting_bytes = 0
+        self.groups: list = []
+        self.offered = ABOVE_ALL
+        self.is_filling = False
+        self._bands: dict[int, deque[Job]] = {}  # priority -> jobs in order of place
+        self._priorities: list[int] = []  # the keys of _bands, sorted
+        self._returned: list[tuple[int, int, Job]] = []  # heap of (rank, attempt, job that came back)
+        self._stale = 0  # entries whose job was taken out of turn; such a job is finished and never comes back
+
+    @property
+    def in_store(self) -> int:
+        """Queued jobs that only the store has."""
+        return self.counts[State.QUEUED] - self.in_memory
+
+    @property
+    def mean_bytes(self) -> int:
+        """Mean payload of the jobs that wait."""
+        return self.waiting_bytes // max(1, self.counts[State.QUEUED] + self.counts[State.SCHEDULED])
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing of this lane waits or runs."""
+        return not (self.counts[State.QUEUED] or self.counts[State.RUNNING] or self.counts[State.SCHEDULED])
+
+    @property
+    def wants_refill(self) -> bool:
+        """True when the window runs low and the store has more."""
+        return self.in_memory < REFILL_BELOW and self.in_store > 0
+
+    def count(self, state: State, number: int) -> None:
+        """Count jobs that appear in a state: new ones, or those that a restart found."""
+        self.counts[state] += number
+        self.totals[state] += number
+
+    def may_hold(self, rank: int) -> bool:
+        """Tell whether a job with this rank, not yet counted as queued, belongs into memory."""
+        if self.edge is not None and self.in_store <= 0:
+            self.edge = None
+        return self.edge is None or rank <= self.edge
+
+    def append(self, job: Job) -> None:
+        """Take in a queued job whose place is above that of every job of its priority here: a new one, or from a refill."""
+        band = self._bands.get(job.priority)
+        if band is None:
+            band = self._bands[job.priority] = deque()
+            insort(self._priorities, job.priority)
+        band.append(job)
+        self._count_in(job)
+
+    def put_back(self, job: Job) -> None:
+        """Take in a job that was here before and has its old place."""
+        heappush(self._returned, (job.rank, job.attempt, job))
+        self._count_in(job)
+
+    def _count_in(self, job: Job) -> None:
+        self.in_memory += 1
+        window = self.window
+        window.jobs += 1
+        if job.payload is not None:
+            window.payload_bytes += job.payload_bytes
+
+    def _count_out(self, job: Job) -> None:
+        self.in_memory -= 1
+        window = self.window
+        window.jobs -= 1
+        if job.payload is not None:
+            window.payload_bytes -= job.payload_bytes
+
+    def head(self) -> Job | None:
+        """Return the first job in memory, or None. Its payload may have to be loaded first (`payload` None)."""
+        returned = self._returned
+        while returned and returned[0][2].state is not State.QUEUED:
+            heappop(returned)
+            self._stale -= 1
+        first = self._first_in_bands()
+        if returned and (first is None or returned[0][0] < first.rank):
+            return returned[0][2]
+        return first
+
+    def _first_in_bands(self) -> Job | None:
+        while self._priorities:
+            band = self._bands[self._priorities[0]]
+            while band:
+                if band[0].state is State.QUEUED:
+                    return band[0]
+                band.popleft()
+                self._stale -= 1
+            del self._bands[self._priorities.pop(0)]
+        return None
+
+    def pop(self, job: Job) -> None:
+        """Take out the head, which the caller got from `head` just now."""
+        if self._returned and self._returned[0][2] is job:
+            heappop(self._returned)
+        else:
+            self._bands[self._priorities[0]].popleft()
+        self._count_out(job)
+
+    def remove(self, job: Job) -> None:
+        """Take a job that is in memory out of turn. The caller finishes it at once: its entry stays and is skipped later."""
+        self._count_out(job)
+        self._stale += 1
+        if self._stale > 64 and self._stale > self.in_memory:
+            self._compact(job)
+
+    def _compact(self, leaving: Job) -> None:
+        for priority in list(self._priorities):
+            band = deque(job for job in self._bands[priority] if job.state is State.QUEUED and job is not leaving)
+            if band:
+                self._bands[priority] = band
+            else:
+                del self._bands[priority]
+                self._priorities.remove(priority)
+        self._returned = [entry for entry in self._returned
+                          if entry[2].state is State.QUEUED and entry[2] is not leaving]
+        heapify(self._returned)
+        self._stale = 0
+
+    def best_rank(self) -> int | None:
+        """Return the rank with which this lane competes: its head's, or its edge while only the store has jobs, or None."""
+        first = self.head()
+        if first is not None:
+            return first.rank
+        return self.edge if self.in_store > 0 else None
+
+    def drop_tail(self, count: int, keep: int) -> list[Job]:
+        """Drop up to `count` of the last jobs, leaving at least `keep`; they must be in the store, or on their way there."""
+        self._returned.sort()  # a sorted list is a heap, and its end is its tail
+        dropped: list[Job] = []
+        while len(dropped) < count and self.in_memory > keep:
+            job = self._pop_last()
+            if job.state is State.QUEUED:
+                self._count_out(job)
+                self.edge = job.rank - 1
+                dropped.append(job)
+            else:
+                self._stale -= 1
+        return dropped
+
+    def _pop_last(self) -> Job:
+        while self._priorities and not self._bands[self._priorities[-1]]:
+            del self._bands[self._priorities.pop()]
+        band = self._bands[self._priorities[-1]] if self._priorities else None
+        if band is None or (self._returned and self._returned[-1][0] > band[-1].rank):
+            return self._returned.pop()[2]
+        return band.pop()
+
+    def unloaded(self) -> list[int]:
+        """Return ids of the first jobs without their payload, SLICE_BYTES of them. Only jobs that came back can lack theirs."""
+        ids: list[int] = []
+        size = 0
+        for _, _, job in nsmallest(SLICE_ROWS, self._returned):
+            if job.payload is None and job.state is State.QUEUED:
+                size += job.payload_bytes
+                if ids and size > SLICE_BYTES:
+                    break
+                ids.append(job.id)
+        return ids
+
+    def queued_jobs(self) -> list[Job]:
+        """Return the jobs in memory in order: for tests and checks, not for the hot path."""
+        jobs = [job for band in self._bands.values() for job in band] + [entry[2] for entry in self._returned]
+        return sorted((job for job in jobs if job.state is State.QUEUED), key=lambda job: job.rank)

@@ -1,0 +1,488 @@
+"""The engine's rules about sessions, leases and time: settle, heartbeat, requeue, reconnect, tick.
+
+Pure, like engine.py, which builds on this class: there are the rules about jobs that wait (submit, reserve, windows), here
+those about jobs that run. A newcomer reads engine.py first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from greenroom.effects import Effects
+from greenroom.errors import GoneError, GreenroomError, LeaseLostError, NotFoundError
+from greenroom.groups import Groups
+from greenroom.job import Job, State, move
+from greenroom.lanes import Lane, Window
+from greenroom.number_blocks import Numbers
+from greenroom.records import Lost, SettleItem, StoredLease
+from greenroom.scheduled import Scheduled
+from greenroom.sessions import Lease, Session
+
+#: After so many leases of a job were lost to dead or silent workers it is failed: it may be what kills them.
+MAX_CRASHES = 5
+#: A lease older than this is written to the store, so that it survives a restart; most jobs are done before.
+CHECKPOINT_AFTER_S = 1.0
+#: A session's leases are looked at for this no more often: with a thousand of them, granted one by one, it would cost a core.
+CHECKPOINTS_APART_S = 0.2
+#: One tick does about so much, then asks to be called again at once: 2 ms.
+TICK_OPERATIONS = 500
+#: A lease that two heartbeats miss goes back; beats closer together than this count as one.
+BEATS_APART_S = 1.0
+
+
+class Caps(NamedTuple):
+    """Global bounds; beyond one of them a submit or reserve gets FULL."""
+
+    waiting_jobs: int = 20_000_000  # scheduled and queued; at 100 bytes each some 6 GB of disk
+    waiting_bytes: int = 64 * 2**30  # their payloads
+    lanes: int = 20_000  # distinct (queue, task) with work; idle ones are forgotten first
+    parked: int = 20_000  # open reserves
+    leases_per_session: int = 1000
+    reserve_bytes: int = 2**20  # payloads in one delivery
+
+
+class Timing(NamedTuple):
+    """The waits that the rules know, in seconds; told in the greeting."""
+
+    lease_s: float = 15.0  # a worker silent for so long loses its leases
+    heartbeat_s: float = 5.0  # how often it should send one
+    reconnect_grace_s: float = 0.5  # after its connection broke
+    restart_grace_s: float = 60.0  # after the broker started again
+
+
+class LeaseRules:
+    """The engine's state, and the rules for running jobs.
+
+    Attributes:
+        effects: what is to be written, delivered and told; the pump takes it and puts a fresh one here.
+        jobs: id -> every unfinished job in memory: running ones, and those in the windows.
+        lanes: (queue, task) -> Lane.
+        waiting, waiting_bytes: scheduled and queued jobs, in memory and in the store, and their payloads.
+        totals: State -> jobs, over all lanes; see Lane.counts. requeues: how often jobs came back, ever.
+        requeued_by: reason -> how often, since the start.
+        draining: no submit and no reserve any more.
+    """
+
+    def __init__(self, caps: Caps = Caps(), timing: Timing = Timing(), window: Window | None = None) -> None:
+        self.caps = caps
+        self.timing = timing
+        self.effects = Effects()
+        self.ids = Numbers()
+        self.fences = Numbers()
+        self.jobs: dict[int, Job] = {}
+        self.lanes: dict[tuple[str, str], Lane] = {}
+        self.window = window if window is not None else Window()
+        self.groups = Groups()
+        self.scheduled = Scheduled()
+        self.sessions: dict[int, Session] = {}
+        self.waiting = 0
+        self.waiting_bytes = 0
+        self.parked = 0
+        self.leases = 0
+        self.draining = False
+        self.requeued_by: Counter[str] = Counter()
+        self.totals: list[int] = [0] * (max(State) + 1)
+        self.requeues = 0
+        self._instances: dict[bytes, Session] = {}
+        self._timers: list[tuple[float, int, Session]] = []
+        self._returned: dict[Lane, None] = {}  # lanes that got jobs back and must be matched before the call ends
+        self._roomy: dict[Session, None] = {}  # sessions that had all leases they may hold, wait for more, and have room again
+        self._order = 0
+
+    # -- sessions -----------------------------------------------------------------------------------------------------------
+
+    def open_session(self, session: Session, presented: list[tuple[int, int]], now: float) -> list[str | LeaseLostError]:
+        """Take in a session that said hello; returns an outcome for each lease that it presents.
+
+        Its instance's earlier session, connected or not, ends: presented leases move over, the others go back at once,
+        counted as nothing.
+        """
+        self.sessions[session.key] = session
+        earlier = self._instances.get(session.instance) if session.instance is not None else None
+        outcomes: list[str | LeaseLostError] = []
+        for job_id, fence in presented:
+            lease = earlier.leases.get(job_id) if earlier is not None else None
+            if lease is None or lease.fence != fence:
+                outcomes.append(LeaseLostError(f"job {job_id} is not held under fence {fence}"))
+                continue
+            del earlier.leases[job_id]
+            lease.session = session
+            lease.missed_beats = 0
+            session.leases[job_id] = lease
+            lease.job.worker = session.name
+            outcomes.append("OK")
+        if earlier is not None:
+            if earlier.grace_until is None:
+                self.effects.closes.append(earlier)
+            self._end_session(earlier, now, "not presented")
+        if session.instance is not None:
+            self._instances[session.instance] = session
+        self.saw(session, now)
+        if session.leases:
+            self._look_at(session, now)
+        self._serve_returned(now)
+        return outcomes
+
+    def close_session(self, session: Session, now: float, *, said_bye: bool) -> None:
+        """A connection ended. Without a bye its leases wait for the reconnect grace."""
+        if session.key not in self.sessions:
+            return
+        self._unpark(session, answer=False)
+        self.groups.leave(session)
+        if said_bye or not session.leases:
+            self._end_session(session, now, "bye")
+        elif session.grace_until is None:
+            session.grace_until = now + self.timing.reconnect_grace_s
+            self._look_at(session, session.grace_until)
+        self._serve_returned(now)
+
+    def _end_session(self, session: Session, now: float, reason: str) -> None:
+        """Forget a session; what it still holds goes back."""
+        self._unpark(session, answer=False)
+        self.groups.leave(session)
+        for lease in list(session.leases.values()):
+            self._requeue(lease.job, now, reason)
+        self.sessions.pop(session.key, None)
+        if self._instances.get(session.instance) is session:
+            del self._instances[session.instance]
+
+    def _restore_lease(self, stored: StoredLease, now: float, grace_s: float) -> None:
+        """Hold a lease from before the restart for its instance, through a session that is waiting to come back."""
+        session = self._instances.get(stored.instance)
+        if session is None:
+            # Negative keys: these sessions have no connection and never meet those that are counted from 1.
+            session = Session(-1 - len(self.sessions), role="worker", name=stored.worker, instance=stored.instance, now=now)
+            session.grace_until = now + grace_s
+            self.sessions[session.key] = session
+            self._instances[stored.instance] = session
+            self._look_at(session, session.grace_until)
+        job = stored.job
+        self._attach(job)
+        self.jobs[job.id] = job
+        move(job, State.RUNNING)
+        self._count_waiting(job, -1)
+        job.lease = session.leases[job.id] = Lease(job, stored.fence, session, stored.granted_at)
+        self.leases += 1
+        job.checkpoint = True
+
+    def saw(self, session: Session, now: float) -> None:
+        """Note a sign of life: all leases of the session hold for another lease time."""
+        session.last_seen = now
+
+    # -- running jobs -------------------------------------------------------------------------------------------------------
+
+    def _grant(self, job: Job, session: Session, now: float) -> None:
+        move(job, State.RUNNING)
+        self._count_waiting(job, -1)
+        fence = self.fences.take()
+        job.lease = Lease(job, fence, session, now)
+        job.fence = fence
+        job.late_fence = 0
+        job.checkpoint = False
+        job.attempt += 1
+        job.worker = session.name
+        job.started_at = now
+        session.leases[job.id] = job.lease
+        self.leases += 1
+        self._look_at(session, now + CHECKPOINT_AFTER_S)
+
+    def settle(self, items: list[SettleItem], now: float,
+               loaded: dict[int, Job | Lost]) -> list[str | GreenroomError | None]:
+        """Settle leases; one outcome each: "OK", "REPEATED", an error, or None: not in memory, call again with it loaded.
+
+        Args:
+            loaded: jobs as `Store.load` gave them, for the second call.
+        """
+        outcomes: list[str | GreenroomError | None] = []
+        for item in items:
+            job = self.jobs.get(item.job)
+            if job is None:
+                found = loaded.get(item.job)
+                outcomes.append(None if found is None else _settle_finished(item, found))
+            elif job.lease is not None and job.lease.fence == item.fence:
+                self._settle_running(job, item, now)
+                outcomes.append("OK")
+            else:
+                outcomes.append(self._settle_late(job, item, now))
+        self._serve_returned(now)
+        return outcomes
+
+    def _settle_running(self, job: Job, item: SettleItem, now: float) -> None:
+        session = job.lease.session
+        if item.outcome == "ack":
+            session.done += 1
+            job.result, job.result_raw = item.result, item.raw
+            self._finish(job, State.COMPLETED, now)
+        elif item.outcome == "fail":
+            session.failed += 1
+            job.error = item.error
+            self._finish(job, State.CANCELLED if job.cancel_requested else State.FAILED, now)
+        else:
+            self._requeue(job, now, item.outcome)
+
+    def _settle_late(self, job: Job, item: SettleItem, now: float) -> str | LeaseLostError:
+        """Settle under a lease that ended. Accepted as long as nobody else got the job."""
+        if job.state is State.QUEUED and job.fence == item.fence:
+            if item.outcome in ("nack", "crash"):
+                return "REPEATED"
+            if job.late_fence == item.fence:
+                job.lane.remove(job)
+                job.result, job.result_raw, job.error = item.result, item.raw, item.error
+                self._finish(job, State.COMPLETED if item.outcome == "ack" else State.FAILED, now)
+                return "OK"
+        return LeaseLostError(f"job {job.id} is not held under fence {item.fence}")
+
+    def heartbeat(self, session: Session, listed: list[tuple[int, int]] | None, now: float, *,
+                  deliveries_written: bool) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Take a sign of life; returns (listed leases that are not held, leases whose job someone wants cancelled).
+
+        Args:
+            listed: what the worker says it holds; None: it does not say.
+            deliveries_written: False while deliveries may still be on their way: then a missing lease proves nothing.
+        """
+        self.saw(session, now)
+        held = session.leases
+        cancel = [(lease.job.id, lease.fence) for lease in held.values() if lease.job.cancel_requested]
+        if listed is None:
+            return [], cancel
+        lost = [(job_id, fence) for job_id, fence in listed if job_id not in held or held[job_id].fence != fence]
+        if deliveries_written:
+            known = set(listed)
+            for lease in list(held.values()):
+                self._check_beat(lease, (lease.job.id, lease.fence) in known, now)
+            self._serve_returned(now)
+        return lost, cancel
+
+    def _check_beat(self, lease: Lease, is_listed: bool, now: float) -> None:
+        if is_listed:
+            lease.missed_beats = 0
+        elif lease.missed_beats == 0:
+            lease.missed_beats = 1
+            lease.missed_at = now
+        elif now - lease.missed_at >= BEATS_APART_S:
+            self._requeue(lease.job, now, "never arrived")
+
+    def extend(self, leases: list[tuple[int, int]], for_s: float, now: float) -> list[str | LeaseLostError]:
+        """Give each lease a deadline of its own."""
+        outcomes: list[str | LeaseLostError] = []
+        for job_id, fence in leases:
+            job = self.jobs.get(job_id)
+            if job is None or job.lease is None or job.lease.fence != fence:
+                outcomes.append(LeaseLostError(f"job {job_id} is not held under fence {fence}"))
+                continue
+            job.lease.deadline = now + for_s
+            self._look_at(job.lease.session, job.lease.deadline)
+            outcomes.append("OK")
+        return outcomes
+
+    def _requeue(self, job: Job, now: float, reason: str) -> None:
+        """End a lease without a result; the job goes back to its old place, or ends if it must.
+
+        Args:
+            reason: "lost" (worker gone), "expired" (silent, or its own deadline) and "crash" count as crashes; "nack", "bye",
+                "not presented" and "never arrived" count as nothing.
+        """
+        session = job.lease.session
+        is_crash = reason in ("lost", "expired", "crash")
+        if is_crash:
+            job.crashes += 1
+            session.lost += 1
+        if job.cancel_requested:
+            self._finish(job, State.CANCELLED, now)
+            return
+        if is_crash and job.crashes >= MAX_CRASHES:
+            job.error = {"name": "CrashLoop", "traceback": "",
+                         "message": f"crash loop: {job.crashes} leases were lost, the last by {job.worker}"}
+            self._finish(job, State.FAILED, now)
+            return
+        self._end_lease(job)
+        lane = job.lane
+        job.late_fence = job.fence if reason in ("lost", "expired") else 0
+        job.requeues += 1
+        lane.requeues += 1
+        self.requeues += 1
+        self.requeued_by[reason] += 1
+        is_held = lane.may_hold(job.rank)
+        move(job, State.QUEUED)
+        self._count_waiting(job, +1)
+        self.effects.dirty[job.id] = job
+        if is_held:
+            lane.put_back(job)
+            self._offer(lane, job.rank)
+        else:
+            del self.jobs[job.id]
+        self._returned[lane] = None
+
+    def _end_lease(self, job: Job) -> None:
+        lease = job.lease
+        if lease is not None:
+            job.lease = None
+            job.checkpoint = False
+            session = lease.session
+            del session.leases[job.id]
+            self.leases -= 1
+            if session.parked is not None and session not in session.group.waiters:
+                self._roomy[session] = None
+
+    def _finish(self, job: Job, to: State, now: float) -> None:
+        """Move a job to a final state, from wherever the caller has taken it out."""
+        if job.state is State.RUNNING:
+            self._end_lease(job)
+        else:
+            self._count_waiting(job, -1)
+        move(job, to)
+        job.finished_at = now
+        self.jobs.pop(job.id, None)
+        self.effects.dirty[job.id] = job
+        self.effects.finished.append(job)
+
+    def _count_waiting(self, job: Job, sign: int) -> None:
+        self.waiting += sign
+        self.waiting_bytes += sign * job.payload_bytes
+        job.lane.waiting_bytes += sign * job.payload_bytes
+
+    def _offer(self, lane: Lane, rank: int) -> None:
+        """Tell the lane's groups of a job with this rank, if they don't expect one as good."""
+        if rank < lane.offered:
+            lane.offered = rank
+            for group in lane.groups:
+                group.offer(lane, rank)
+
+    def _serve_returned(self, now: float) -> None:
+        """Match what a call gave back: sessions with room, jobs in their lanes. At its end, so that no grant ends in its call."""
+        if self._roomy:
+            sessions, self._roomy = self._roomy, {}
+            for session in sessions:
+                if session.parked is not None:
+                    session.group.waiters[session] = None
+                    self._serve(session.group, session, now)
+        if self._returned:
+            lanes, self._returned = self._returned, {}
+            self._match(lanes, now)
+            self._keep_budget()
+
+    # -- time ---------------------------------------------------------------------------------------------------------------
+
+    def _look_at(self, session: Session, at: float) -> None:
+        """Have the session looked at no later than `at`; later wishes cost nothing while an earlier timer runs."""
+        if session.timer_at is None or at < session.timer_at:
+            session.timer_at = at
+            self._order += 1
+            heappush(self._timers, (at, self._order, session))
+
+    def next_due(self) -> float | None:
+        """Return when `tick` should be called next, or None: not before something else happens."""
+        timer = self._timers[0][0] if self._timers else None
+        due = self.scheduled.next_due()
+        if timer is None or due is None:
+            return due if timer is None else timer
+        return min(timer, due)
+
+    def tick(self, now: float) -> float | None:
+        """Do what is due: leases that end, reserves that waited long enough, scheduled jobs, checkpoints.
+
+        Does a bounded amount and returns when to call again (`now`: at once), or None.
+        """
+        left = TICK_OPERATIONS
+        while left > 0 and self._timers and self._timers[0][0] <= now:
+            at, _, session = heappop(self._timers)
+            if session.timer_at == at:
+                session.timer_at = None
+                left -= 1 + self._review(session, now, left)
+        while left > 0 and self.ids.left > 0:
+            job = self.scheduled.pop_due(now)
+            if job is None:
+                break
+            self._enqueue_new(job, self.ids.take())
+            move(job, State.QUEUED)
+            self.effects.dirty[job.id] = job
+            self._returned[job.lane] = None
+            left -= 1
+        self._ask_scheduled()
+        self._serve_returned(now)
+        return self.next_due()
+
+    def forgive(self, late_s: float) -> None:
+        """Push back every deadline of workers: the broker itself stood still for so long and heard nobody."""
+        for session in self.sessions.values():
+            granted_at = max((lease.granted_at for lease in session.leases.values()), default=0.0)
+            session.last_seen = max(session.last_seen, granted_at) + late_s
+            if session.grace_until is not None:
+                session.grace_until += late_s
+            for lease in session.leases.values():
+                if lease.deadline is not None:
+                    lease.deadline += late_s
+
+    def _review(self, session: Session, now: float, limit: int) -> int:
+        """Look at one session's deadlines; returns how many jobs were moved, at most `limit`."""
+        if session.key not in self.sessions:
+            return 0
+        if session.grace_until is not None:
+            return self._review_lost(session, now, limit)
+        parked = session.parked
+        if parked is not None:
+            if parked.deadline > now:
+                self._look_at(session, parked.deadline)
+            else:
+                self._answer_late(session, now)
+        return self._review_leases(session, now, limit)
+
+    def _review_lost(self, session: Session, now: float, limit: int) -> int:
+        if session.grace_until > now:
+            self._look_at(session, session.grace_until)
+            return 0
+        gone = list(session.leases.values())[:limit]
+        for lease in gone:
+            self._requeue(lease.job, now, "lost")
+        if session.leases:
+            self._look_at(session, now)
+        else:
+            self._end_session(session, now, "lost")
+        return len(gone)
+
+    def _review_leases(self, session: Session, now: float, limit: int) -> int:
+        moved = 0
+        for lease in list(session.leases.values()):
+            ends_at = lease.deadline
+            if ends_at is None:  # a grant to who waited in silence holds as long as any
+                ends_at = max(session.last_seen, lease.granted_at) + self.timing.lease_s
+            if ends_at <= now:
+                if moved == limit:
+                    self._look_at(session, now)
+                    break
+                self._requeue(lease.job, now, "expired")
+                moved += 1
+                continue
+            if not lease.job.checkpoint:
+                if lease.granted_at + CHECKPOINT_AFTER_S <= now:
+                    self._checkpoint(lease.job)
+                else:
+                    ends_at = min(ends_at, max(lease.granted_at + CHECKPOINT_AFTER_S, now + CHECKPOINTS_APART_S))
+            self._look_at(session, ends_at)
+        return moved
+
+    def _checkpoint(self, job: Job) -> None:
+        job.checkpoint = True
+        self.effects.dirty[job.id] = job
+
+    def checkpoint_all(self) -> None:
+        """Write every lease, for a broker that stops."""
+        for session in self.sessions.values():
+            for lease in session.leases.values():
+                if not lease.job.checkpoint:
+                    self._checkpoint(lease.job)
+
+
+def _settle_finished(item: SettleItem, found: Job | Lost) -> str | GreenroomError:
+    """Answer a settle of a job that is not in memory: the settle came before, or the lease is long gone."""
+    if isinstance(found, Lost):
+        if found.handed_out:
+            return GoneError(f"job {item.job} is no longer kept")
+        return NotFoundError(f"no job {item.job}")
+    repeats = {"ack": (State.COMPLETED,), "fail": (State.FAILED, State.CANCELLED),
+               "nack": (State.QUEUED, State.CANCELLED), "crash": (State.QUEUED, State.CANCELLED, State.FAILED)}
+    if found.fence == item.fence and found.state in repeats[item.outcome]:
+        return "REPEATED"
+    return LeaseLostError(f"job {item.job} is not held under fence {item.fence}")

@@ -1,0 +1,104 @@
+"""Requests that wait for jobs to finish: who waits for which, until when. Pure; answers are handed back, not sent.
+
+Must not know the engine: it is told of finished jobs. Bounded by the number of waits a session may have, which the verb's
+handler checks, and of ids in one.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Any
+
+from greenroom.job import Job
+from greenroom.views import view
+
+#: Payload and result bytes in one answer; the protocol says so.
+ANSWER_BYTES = 2 * 2**20
+
+
+class Wait:
+    """One open `wait`. `peer` is opaque; `is_open` turns False when it is answered."""
+
+    __slots__ = ("peer", "request_id", "ids", "is_open", "ready")
+
+    def __init__(self, peer: Any, request_id: int, ids: list[int]) -> None:
+        self.peer = peer
+        self.request_id = request_id
+        self.ids = list(dict.fromkeys(ids))  # an id that stands twice is waited for once
+        self.is_open = True
+        self.ready: list[Job] = []
+
+
+class Waits:
+    """All open waits."""
+
+    def __init__(self) -> None:
+        self._by_job: dict[int, dict[Wait, None]] = {}
+        self._deadlines: list[tuple[float, int, Wait]] = []
+        self._order = 0
+        self.open = 0
+
+    def add(self, wait: Wait, deadline: float) -> None:
+        """Open a wait for jobs that are not known to be finished."""
+        self.open += 1
+        wait.peer.open_waits.add(wait)
+        for job_id in wait.ids:
+            self._by_job.setdefault(job_id, {})[wait] = None
+        if len(self._deadlines) > 64 + 2 * self.open:
+            self._deadlines = sorted(entry for entry in self._deadlines if entry[2].is_open)
+        self._order += 1
+        heappush(self._deadlines, (deadline, self._order, wait))
+
+    def finished(self, jobs: list[Job]) -> list[tuple[Any, int, dict]]:
+        """Return (peer, request id, answer) for the waits that these jobs end."""
+        ended: dict[Wait, None] = {}
+        for job in jobs:
+            for wait in self._by_job.get(job.id, ()):
+                wait.ready.append(job)
+                ended[wait] = None
+        return [self.close(wait, [view(job, with_result=True) for job in wait.ready]) for wait in ended]
+
+    def close(self, wait: Wait, views: list[dict]) -> tuple[Any, int, dict]:
+        """End a wait; returns (peer, request id, answer) with as many of the views as fit."""
+        if wait.is_open:
+            self._forget(wait)
+        return wait.peer, wait.request_id, {"jobs": fitting(views)}
+
+    def _forget(self, wait: Wait) -> None:
+        wait.is_open = False
+        self.open -= 1
+        wait.peer.open_waits.discard(wait)
+        for job_id in wait.ids:
+            others = self._by_job.get(job_id)
+            if others is not None:
+                del others[wait]
+                if not others:
+                    del self._by_job[job_id]
+
+    def tick(self, now: float) -> list[tuple[Any, int, dict]]:
+        """Return the empty answers of waits whose time ran out."""
+        answers = []
+        while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].is_open):
+            wait = heappop(self._deadlines)[2]
+            if wait.is_open:
+                answers.append(self.close(wait, []))
+        return answers
+
+    def next_due(self) -> float | None:
+        """Return when `tick` has something to do, or None."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def drop_peer(self, peer: Any) -> None:
+        """Forget the waits of a connection that ended."""
+        for wait in list(peer.open_waits):
+            self._forget(wait)
+
+
+def fitting(views: list[dict]) -> list[dict]:
+    """Return the views that fit into one answer, at least one."""
+    size = 0
+    for count, shown in enumerate(views):
+        size += len(shown.get("result") or b"") + len(shown.get("payload") or b"") + 512
+        if size > ANSWER_BYTES and count:
+            return views[:count]
+    return views

@@ -1,0 +1,579 @@
+"""Engine, batches and a memory store driven in virtual time, without gevent: what dispatch and sessions do, for tests.
+
+`Core` runs the cycle and can crash; `Peer` speaks for a client or worker and records what it is told, checking the commit rule
+with each answer; `check` recounts everything. It knows nothing of frames and sockets.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from greenroom.batches import Batches
+from greenroom.clock import FakeClock
+from greenroom.engine import Engine
+from greenroom.errors import GreenroomError
+from greenroom.job import FINISHED_STATES, Job, NewJob, State
+from greenroom.lanes import Lane, Window
+from greenroom.leases import CHECKPOINT_AFTER_S, Caps, Timing
+from greenroom.records import Lost, SettleItem, Submission
+from greenroom.sessions import Parked, Session
+from greenroom.stores import Retention
+from greenroom.stores.memory import MemoryStore
+from greenroom.waits import Wait, Waits
+
+NAMELESS = {"name": "Oops", "message": "it broke", "traceback": ""}
+
+
+def new_job(task: str = "t", payload: bytes = b"x", *, queue: str = "q", priority: int = 5, delay: float | None = None,
+            run_at: float | None = None) -> NewJob:
+    """Return a checked job of a submit."""
+    return NewJob(task, payload, False, queue, priority, run_at, delay)
+
+
+class CrashStore(MemoryStore):
+    """A memory store that forgets what was not committed when it crashes, and that nobody may touch during a COMMIT."""
+
+    _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_next")
+
+    def __init__(self, retention: Retention = Retention()) -> None:
+        super().__init__(retention)
+        self.is_committing = False
+        self.touches = Counter()  # method -> calls
+        self._saved: dict[str, object] | None = None
+
+    def __getattribute__(self, name: str) -> object:
+        if name in ("apply", "block", "prune", "take", "take_scheduled", "load", "payloads", "submission"):
+            assert not self.is_committing, f"{name} while a COMMIT runs"
+            self.touches[name] += 1
+            if name in ("apply", "block", "prune") and self._saved is None:
+                self._saved = {kept: _copied(getattr(self, kept)) for kept in self._KEPT}
+        return super().__getattribute__(name)
+
+    def commit(self) -> None:
+        """Make what was applied survive `crash`."""
+        super().commit()
+        self._saved = None
+
+    def crash(self) -> None:
+        """Go back to the latest commit."""
+        self.is_committing = False
+        if self._saved is not None:
+            self.__dict__.update(self._saved)
+            self._saved = None
+        self._touched.clear()
+
+    def committed(self, job_id: int) -> Job | None:
+        """Return the job as a crash would leave it."""
+        return self._seen.get(job_id)
+
+
+def _copied(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: item[:] if isinstance(item, list) else item for key, item in value.items()}
+    return value[:]
+
+
+class CheckedEngine(Engine):
+    """The engine, with each grant and each empty answer compared with all jobs there are."""
+
+    core: Core
+
+    def _grant(self, job: Job, session: Session, now: float) -> None:
+        best = self._best_for(session)
+        assert best is not None and job.rank <= best.rank, f"{job} of rank {job.rank} was granted before {best}"
+        assert job.payload is not None and len(job.payload) == job.payload_bytes
+        super()._grant(job, session, now)
+        before = self.core.fences.get(job.id, 0)
+        assert job.fence > before, f"{job} got fence {job.fence} after {before}"
+        self.core.fences[job.id] = job.fence
+
+    def _unpark(self, session: Session, *, answer: bool) -> None:
+        if answer and session.parked is not None and not self.core.may_be_empty(session):
+            best = self._best_for(session)
+            assert best is None or self._room(session) <= 0, f"answered empty, but there is {best}"
+        super()._unpark(session, answer=answer)
+
+    def _best_for(self, session: Session) -> Job | None:
+        fitting = (job for job in self.core.unfinished().values() if job.state is State.QUEUED and session.group.matches(job.lane)
+                   ) if session.group is not None else iter(())
+        return min(fitting, key=lambda job: job.rank, default=None)
+
+
+class Sent(NamedTuple):
+    """A request as its peer remembers it."""
+
+    verb: str
+    body: object
+
+
+class Peer:
+    """A scripted client or worker: each method is one request. Answers lie in `answers` under the request's number."""
+
+    def __init__(self, core: Core, name: str, role: str, instance: bytes | None) -> None:
+        self.core = core
+        self.session = Session(core.next_key(), role=role, name=name, instance=instance, now=core.now, conn=self)
+        self.open_waits: set[Wait] = set()
+        self.sent: dict[int, Sent] = {}
+        self.answers: dict[int, dict | GreenroomError] = {}
+        self.notices: list[dict] = []
+        self.held: dict[int, int] = {}  # job -> fence, as this peer believes
+        self.payloads: dict[int, bytes] = {}
+        self.flushes = 0
+        self.is_replaced = False
+        self.is_gone = False
+
+    # -- what the broker calls ----------------------------------------------------------------------------------------------
+
+    def answer(self, request_id: int, answer: dict | GreenroomError) -> None:
+        """Take a reply, and check that what it tells would survive a crash."""
+        assert request_id not in self.answers, f"request {request_id} was answered twice"
+        self.answers[request_id] = answer
+        if not isinstance(answer, GreenroomError):
+            self.core.check_kept(self.sent[request_id], answer)
+            if self.sent[request_id].verb == "reserve" and not self.is_gone:
+                for job_id, fence, _, payload, *_ in answer["jobs"]:
+                    self.held[job_id] = fence
+                    self.payloads[job_id] = payload
+
+    def notify(self, notice: dict) -> None:
+        """Take a notice."""
+        self.notices.append(notice)
+
+    def flush(self) -> None:
+        """Count it."""
+        self.flushes += 1
+
+    def replaced(self) -> None:
+        """Another connection of this instance took over."""
+        self.is_replaced = True
+
+    # -- what it asks for ---------------------------------------------------------------------------------------------------
+
+    def _send(self, verb: str, body: object) -> int:
+        request_id = len(self.sent) + 1
+        self.sent[request_id] = Sent(verb, body)
+        return request_id
+
+    def submit(self, *jobs: NewJob, submission: bytes | None = None) -> int:
+        """Submit jobs; refused as a whole: the error is the answer, at once."""
+        request_id = self._send("submit", jobs)
+        if submission is None:
+            self._submit(request_id, jobs, None)
+        else:
+            self.core.batches.find_submission(submission, lambda known: self._submit_once(request_id, jobs, submission, known))
+        return request_id
+
+    def _submit_once(self, request_id: int, jobs: tuple[NewJob, ...], submission: bytes, known: Submission | None) -> None:
+        if known is None:
+            self._submit(request_id, jobs, submission)
+        else:
+            ids = [int(text) for text in known.outcome.split()]
+            self.core.batches.hold(self, request_id, {"jobs": ids, "repeated": True})
+
+    def _submit(self, request_id: int, jobs: tuple[NewJob, ...], submission: bytes | None) -> None:
+        core = self.core
+        try:
+            outcomes = core.engine.submit(list(jobs), core.now)
+        except GreenroomError as exc:
+            self.answer(request_id, exc)
+            return
+        core.batches.note_payloads(sum(len(job.payload) for job in jobs))
+        if submission is not None:
+            core.batches.remember(Submission(submission, bytes(16), " ".join(map(str, outcomes)), core.now))
+        core.batches.collect()
+        core.batches.hold(self, request_id, {"jobs": outcomes})
+
+    def reserve(self, n: int = 1, *, wait: float = 0.0, queues: list[str] | None = None, tasks: list[str] | None = None) -> int:
+        """Open a reserve."""
+        request_id = self._send("reserve", n)
+        try:
+            self.core.reserving = request_id
+            self.core.engine.reserve(self.session, request_id, n, queues, tasks, wait, self.core.now)
+        except GreenroomError as exc:
+            self.answer(request_id, exc)
+        finally:
+            self.core.reserving = None
+        self.core.batches.collect()
+        return request_id
+
+    def settle(self, outcome: str, *jobs: int, fence: int | None = None, result: bytes | None = b"r") -> int:
+        """Settle jobs that this peer holds, or one under a given fence."""
+        error = NAMELESS if outcome == "fail" else None
+        items = [SettleItem(job, fence if fence is not None else self.held[job], outcome, result if outcome == "ack" else None,
+                            False, error) for job in jobs]
+        for job in jobs:
+            self.held.pop(job, None)
+        request_id = self._send("settle", items)
+        core = self.core
+        core.engine.saw(self.session, core.now)
+        outcomes = core.engine.settle(items, core.now, {})
+        core.batches.collect()
+        missing = [place for place, known in enumerate(outcomes) if known is None]
+
+        def loaded(jobs: dict[int, Job | Lost]) -> None:
+            for place, late in zip(missing, core.engine.settle([items[place] for place in missing], core.now, jobs)):
+                outcomes[place] = late
+            core.batches.collect()
+            core.batches.hold(self, request_id, {"outcomes": outcomes})
+
+        if missing:
+            core.batches.load([items[place].job for place in missing], loaded)
+        else:
+            core.batches.hold(self, request_id, {"outcomes": outcomes})
+        return request_id
+
+    def cancel(self, job_id: int) -> int:
+        """Cancel one job."""
+        request_id = self._send("cancel", job_id)
+        self._cancel(request_id, job_id, None)
+        return request_id
+
+    def _cancel(self, request_id: int, job_id: int, found: Job | Lost | None) -> None:
+        core = self.core
+        try:
+            outcome: object = core.engine.cancel(job_id, core.now, found)
+        except GreenroomError as exc:
+            outcome = exc
+        core.batches.collect()
+        if outcome is None:
+            core.batches.load([job_id], lambda jobs: self._cancel(request_id, job_id, jobs[job_id]))
+        else:
+            core.batches.hold(self, request_id, {"outcomes": [outcome]})
+
+    def wait(self, *jobs: int, seconds: float = 60.0) -> int:
+        """Wait for jobs that are not known to be finished."""
+        request_id = self._send("wait", jobs)
+        self.core.waits.add(Wait(self, request_id, list(jobs)), self.core.now + seconds)
+        return request_id
+
+    def heartbeat(self, *, listed: bool = True, deliveries_written: bool = True,
+                  ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Send a heartbeat with what this peer believes to hold; returns (lost, cancel)."""
+        leases = list(self.held.items()) if listed else None
+        told = self.core.engine.heartbeat(self.session, leases, self.core.now, deliveries_written=deliveries_written)
+        self.core.batches.collect()
+        return told
+
+    def extend(self, job_id: int, seconds: float) -> object:
+        """Extend one lease; returns its outcome."""
+        outcomes = self.core.engine.extend([(job_id, self.held[job_id])], seconds, self.core.now)
+        self.core.batches.collect()
+        return outcomes[0]
+
+    def close(self, *, bye: bool = False) -> None:
+        """End the connection."""
+        self.is_gone = True
+        self.core.waits.drop_peer(self)
+        self.core.engine.close_session(self.session, self.core.now, said_bye=bye)
+        self.core.batches.collect()
+
+    # -- what it was told ---------------------------------------------------------------------------------------------------
+
+    def ids(self, request_id: int) -> list[int]:
+        """Return the job ids in the answer of a submit or reserve."""
+        return [job if isinstance(job, int) else job[0] for job in self.answers[request_id]["jobs"]]
+
+    def outcome(self, request_id: int) -> object:
+        """Return the only outcome in an answer: a word, or the code of an error."""
+        (outcome,) = self.answers[request_id]["outcomes"]
+        return outcome.code if isinstance(outcome, GreenroomError) else outcome
+
+
+class Core:
+    """One broker without its edges. `crash_and_restart` keeps store and clock and begins anew."""
+
+    def __init__(self, *, max_jobs: int = 100_000, max_bytes: int = 128 * 2**20, caps: Caps = Caps(), timing: Timing = Timing(),
+                 retention: Retention = Retention()) -> None:
+        self.clock = FakeClock()
+        self.store = CrashStore(retention)
+        self.fences: dict[int, int] = {}  # job -> fence of its latest lease, over all restarts
+        self.finished_under: dict[int, int] = {}  # job -> fence of the settle that finished it
+        self.reserving: int | None = None
+        self._limits = (max_jobs, max_bytes)
+        self._caps = caps
+        self._timing = timing
+        self._keys = 0
+        self._start()
+
+    def _start(self) -> None:
+        self.engine = CheckedEngine(self._caps, self._timing, Window(*self._limits))
+        self.engine.core = self
+        self.waits = Waits()
+        self.peers: list[Peer] = []
+        self.wakes = 0
+        self.batches = Batches(self.engine, self.store, self.waits, self._wake)
+        self.engine.restore(self.store.open(), self.now, self._timing.restart_grace_s)
+        self.batches.collect()
+        self.run()
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    @property
+    def now(self) -> float:
+        """The virtual time."""
+        return self.clock.now()
+
+    def next_key(self) -> int:
+        """Return a number for a session."""
+        self._keys += 1
+        return self._keys
+
+    def connect(self, name: str = "w", *, role: str = "worker", instance: bytes | None = None,
+                presented: list[tuple[int, int]] | None = None) -> Peer:
+        """Open a session; its outcomes for presented leases lie in `presented` of the peer."""
+        peer = Peer(self, name, role, instance)
+        peer.presented = self.engine.open_session(peer.session, presented or [], self.now)
+        for (job_id, fence), outcome in zip(presented or [], peer.presented):
+            if outcome == "OK":
+                peer.held[job_id] = fence
+        self.batches.collect()
+        self.peers.append(peer)
+        return peer
+
+    # -- the cycle ----------------------------------------------------------------------------------------------------------
+
+    def begin_cycle(self) -> None:
+        """Everything of a cycle up to the COMMIT, which then runs until `end_cycle`."""
+        self.batches.start()
+        while not self.batches.apply_slice():
+            pass
+        self.batches.fetch(self.now)
+        self.store.is_committing = True
+
+    def end_cycle(self) -> None:
+        """The COMMIT returns."""
+        self.store.is_committing = False
+        if self.batches.needs_commit:
+            self.store.commit()
+        self.batches.committed()
+
+    def cycle(self) -> None:
+        """Run one whole cycle."""
+        self.begin_cycle()
+        self.end_cycle()
+
+    def run(self) -> None:
+        """Run cycles until there is nothing to do."""
+        for _ in range(10_000):
+            if not self.batches.has_work:
+                return
+            self.cycle()
+        raise AssertionError("the pump never comes to rest")
+
+    def tick(self) -> None:
+        """Do what is due, again and again while it is due at once."""
+        for _ in range(1000):
+            due = self.engine.tick(self.now)
+            for peer, request_id, answer in self.waits.tick(self.now):
+                self.batches.hold(peer, request_id, answer)
+            self.batches.collect()
+            if due is None or due > self.now:
+                return
+        raise AssertionError("the tick never comes to rest")
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, with each tick when it is due, and run cycles."""
+        until = self.now + seconds
+        while True:
+            due = min((at for at in (self.engine.next_due(), self.waits.next_due()) if at is not None), default=until)
+            self.clock.advance(max(0.0, min(due, until) - self.now))
+            self.tick()
+            self.run()
+            if self.now >= until:
+                return
+
+    def crash_and_restart(self) -> None:
+        """Lose everything that was not committed, and start again."""
+        for peer in self.peers:
+            peer.is_gone = True
+        self.store.crash()
+        self._start()
+
+    # -- the truth ----------------------------------------------------------------------------------------------------------
+
+    def newest(self) -> dict[int, Job]:
+        """Return every job as it is now: rows, then what is to be written, then what is in memory."""
+        jobs: dict[int, Job] = dict(self.store._jobs)
+        for row in jobs.values():
+            row.lane = self.engine.lanes.get((row.queue, row.task))  # rows have none: only for the comparisons here
+        closed, gathering = self.batches._closed, self.batches._gathering
+        for dirty in (closed.dirty if closed is not None else {}, gathering.dirty, self.engine.effects.dirty, self.engine.jobs):
+            jobs.update(dirty)
+        return jobs
+
+    def unfinished(self) -> dict[int, Job]:
+        """Return the jobs that are not finished."""
+        return {job_id: job for job_id, job in self.newest().items() if job.state not in FINISHED_STATES}
+
+    def may_be_empty(self, session: Session) -> bool:
+        """Tell whether a reserve may be answered empty whatever there is: taken back, replaced, or the broker drains."""
+        return self.engine.draining or (self.reserving is not None and session.parked.request_id != self.reserving)
+
+    def check_kept(self, sent: Sent, answer: dict) -> None:
+        """Assert the commit rule: what is told would survive a crash."""
+        kept = self.store.committed
+        if sent.verb == "submit":
+            assert all(kept(job) is not None or self._was_pruned(job) for job in answer["jobs"] if isinstance(job, int))
+        elif sent.verb == "reserve":
+            for job_id, *_ in answer["jobs"]:
+                # It may have finished since: its session ended while the delivery waited for the COMMIT.
+                assert kept(job_id) is not None or self._was_pruned(job_id), f"job {job_id} left before its row"
+        elif sent.verb == "settle":
+            for item, outcome in zip(sent.body, answer["outcomes"]):
+                row = kept(item.job)
+                if outcome == "OK" and item.outcome in ("ack", "fail"):
+                    assert item.job not in self.finished_under, f"job {item.job} was finished twice"
+                    self.finished_under[item.job] = item.fence
+                    assert self._was_pruned(item.job) or row.state in FINISHED_STATES, f"{item} was answered before its row"
+                elif outcome == "OK":
+                    assert self._was_pruned(item.job) or row.fence >= item.fence, f"{item} was answered before its row"
+        elif sent.verb == "wait":
+            ids = [shown["id"] for shown in answer["jobs"]]
+            assert all(self._was_pruned(job) or kept(job).state in FINISHED_STATES for job in ids)
+        elif sent.verb == "cancel" and answer["outcomes"][0] in ("cancelled", "requested"):
+            row = kept(sent.body)
+            is_kept = self._was_pruned(sent.body) or row.state in FINISHED_STATES or row.cancel_requested
+            assert is_kept, f"the cancel of {sent.body} left before its row"
+
+    def _was_pruned(self, job_id: int) -> bool:
+        return job_id not in self.newest()
+
+
+def submitted(core: Core, *jobs: object) -> list[int]:
+    """Submit jobs and return their ids once they are on disk."""
+    client = core.connect("c", role="client")
+    request_id = client.submit(*jobs)
+    core.run()
+    return client.ids(request_id)
+
+
+def reserved(peer: Peer, n: int = 1, **options: object) -> list[int]:
+    """Reserve, and return what was delivered after the store had its turn."""
+    request_id = peer.reserve(n, **options)
+    peer.core.run()
+    return peer.ids(request_id)
+
+
+def outcome(peer: Peer, request_id: int) -> object:
+    """Return the only outcome of a request after a commit."""
+    peer.core.run()
+    return peer.outcome(request_id)
+
+
+def state(core: Core, job_id: int) -> State:
+    """Return the state of a job wherever it is."""
+    return core.newest()[job_id].state
+
+
+# -- invariants ------------------------------------------------------------------------------------------------------------
+
+
+def check(core: Core) -> None:
+    """Recount everything and compare; raises AssertionError."""
+    engine = core.engine
+    jobs = core.unfinished()
+    for job_id in engine.jobs:
+        assert job_id in jobs, f"job {job_id} is in memory and finished"
+    for lane in engine.lanes.values():
+        _check_lane(core, lane, [job for job in jobs.values() if job.lane is lane])
+    _check_sums(core, jobs)
+    _check_scheduled(core, [job for job in jobs.values() if job.state is State.SCHEDULED])
+    _check_sessions(core, jobs)
+    _check_groups(core)
+
+
+def _check_lane(core: Core, lane: Lane, jobs: list[Job]) -> None:
+    for state in (State.SCHEDULED, State.QUEUED, State.RUNNING):
+        assert lane.counts[state] == sum(job.state is state for job in jobs), f"{lane.queue}/{lane.task} miscounts {state.label}"
+    queued = sorted((job for job in jobs if job.state is State.QUEUED), key=lambda job: job.rank)
+    held = [job for job in queued if job.id in core.engine.jobs]
+    assert lane.queued_jobs() == held and lane.in_memory == len(held)
+    assert (lane.head() or None) is (held[0] if held else None)
+    assert lane.in_store == len(queued) - len(held)
+    beyond = [job for job in queued if job.id not in core.engine.jobs]
+    if beyond:
+        assert lane.edge is not None and beyond[0].rank > lane.edge, "a job that only the store has is within the edge"
+        assert not held or held[-1].rank <= lane.edge, "a job in memory is beyond the edge"
+    assert lane.waiting_bytes == sum(job.payload_bytes for job in jobs if job.state is not State.RUNNING)
+
+
+def _check_sums(core: Core, jobs: dict[int, Job]) -> None:
+    engine = core.engine
+    waiting = [job for job in jobs.values() if job.state is not State.RUNNING]
+    assert engine.waiting == len(waiting)
+    assert engine.waiting_bytes == sum(job.payload_bytes for job in waiting)
+    in_window = [job for job in waiting if job.state is State.QUEUED and job.id in engine.jobs]
+    assert engine.window.jobs == len(in_window)
+    assert engine.window.payload_bytes == sum(len(job.payload) for job in in_window if job.payload is not None)
+    for state in State:
+        assert engine.totals[state] == sum(lane.counts[state] for lane in engine.lanes.values())
+    assert engine.requeues == sum(lane.requeues for lane in engine.lanes.values())
+    assert engine.leases == sum(job.state is State.RUNNING for job in jobs.values())
+
+
+def _check_scheduled(core: Core, scheduled: list[Job]) -> None:
+    window = core.engine.scheduled
+    held = [job for job in scheduled if job.id in core.engine.jobs]
+    assert (window.total, window.in_memory) == (len(scheduled), len(held))
+    assert window._bytes == sum(job.payload_bytes for job in held)
+    beyond = [(job.run_at, job.id) for job in scheduled if job.id not in core.engine.jobs]
+    if beyond:
+        assert window.edge is not None and min(beyond) > window.edge
+        assert all((job.run_at, job.id) <= window.edge for job in held)
+
+
+def _check_sessions(core: Core, jobs: dict[int, Job]) -> None:
+    engine = core.engine
+    leases = 0
+    for session in engine.sessions.values():
+        for job_id, lease in session.leases.items():
+            job = jobs[job_id]
+            assert job.lease is lease and lease.session is session and job.state is State.RUNNING
+            assert job.fence == lease.fence and job_id in engine.jobs
+            due = lease.deadline or max(session.last_seen, lease.granted_at) + engine.timing.lease_s
+            if session.grace_until is not None:
+                due = session.grace_until
+            elif not job.checkpoint:
+                due = min(due, max(core.now, lease.granted_at + CHECKPOINT_AFTER_S) + 1.0)
+            assert session.timer_at is not None and session.timer_at <= max(due, core.now), f"nobody looks at {job}"
+            leases += 1
+        if session.parked is not None:
+            assert session.grace_until is None
+            assert (session in session.group.waiters) == (engine._room(session) > 0)
+            is_late = session.parked.deadline <= core.now  # then it waits for the store
+            assert is_late or session.timer_at <= session.parked.deadline
+    assert engine.leases == leases
+    assert engine.parked == sum(session.parked is not None for session in engine.sessions.values())
+    for job in jobs.values():
+        assert (job.lease is not None) == (job.state is State.RUNNING)
+
+
+def _check_groups(core: Core) -> None:
+    engine = core.engine
+    for group in engine.groups:
+        assert group.sessions == sum(session.group is group for session in engine.sessions.values())
+        assert set(group.lanes) == {lane for lane in engine.lanes.values() if group.matches(lane)}
+        ranks = {lane: lane.best_rank() for lane in group.lanes if lane.best_rank() is not None}
+        known: dict[Lane, int] = {}
+        for rank, _, lane in group._heap:
+            known[lane] = min(rank, known.get(lane, rank))
+        for lane, rank in ranks.items():
+            assert lane in known and known[lane] <= rank, f"a group has not heard of the head of {lane.queue}/{lane.task}"
+        for session in group.waiters:
+            assert isinstance(session.parked, Parked) and session.group is group
+            if ranks:
+                # A refill tries all who wait for its lane again.
+                assert any(lane.is_filling for lane in group.lanes) or not engine.fences.left, "a reserve waits, there are jobs"
+
+
+def check_at_rest(core: Core) -> None:
+    """With everything committed: the store's counters are the engine's."""
+    engine = core.engine
+    for counts in core.store._lane_counts():
+        lane = engine.lanes[counts.queue, counts.task]
+        for state in (State.SCHEDULED, State.COMPLETED, State.FAILED, State.CANCELLED):
+            assert getattr(counts, state.label) == lane.counts[state]
+        assert counts.queued == lane.counts[State.QUEUED] + lane.counts[State.RUNNING]
+        assert counts.requeued == lane.requeues
