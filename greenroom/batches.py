@@ -1,0 +1,334 @@
+"""The commit rule: what was decided leaves only after the COMMIT that holds it. And when the store may be read in between.
+
+No gevent, no thread, no clock: dispatch.py drives it on the hub, the simulator in virtual time. One cycle:
+
+    start()        the store is free: answer look-ups that new submits wait for; close the gathering batch
+    apply_slice()  its rows, some at a time, until it says so
+    fetch()        with every row flushed and no COMMIT running: refills, loads, number blocks, pruning
+    COMMIT         the caller runs `store.commit` in a thread, if `needs_commit`; a new batch gathers meanwhile
+    committed()    everything that waited for it leaves
+
+Rows are written as the jobs are when the slice is applied, so the disk may be ahead of what was answered, never behind.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from greenroom.effects import Delivery, Effects
+from greenroom.engine import Engine
+from greenroom.errors import GreenroomError, UnknownOutcomeError
+from greenroom.job import SMALL_BYTES, Job, State
+from greenroom.records import Lost, Submission
+from greenroom.stores import Store
+from greenroom.waits import Waits
+
+#: Rows applied between two looks at the sockets: 1 to 2 ms of the hub.
+SLICE_JOBS = 400
+#: A batch that gathers more than this while a COMMIT runs turns new submits away (BUSY).
+MAX_BATCH_JOBS = 20_000
+MAX_BATCH_BYTES = 64 * 2**20
+#: Refills, loads and the like done in one gap between commits, each about 0.4 ms.
+FETCHES_PER_GAP = 8
+#: Numbers fetched at once, and the mark below which more are fetched: seconds' worth at full speed.
+BLOCK_NUMBERS = 200_000
+
+
+class Peer(Protocol):
+    """Whoever is answered: a session's connection, or a caller inside the process."""
+
+    def answer(self, request_id: int, answer: dict | GreenroomError) -> None:
+        """Take the reply to a request."""
+
+    def notify(self, notice: dict) -> None:
+        """Take a frame that nobody asked for."""
+
+    def flush(self) -> None:
+        """Send what was taken since the last flush."""
+
+
+class Batch:
+    """Rows of one transaction, and what leaves after it."""
+
+    __slots__ = ("dirty", "submissions", "leaving", "payload_bytes")
+
+    def __init__(self) -> None:
+        self.dirty: dict[int, Job] = {}
+        self.submissions: dict[bytes, Submission] = {}
+        # (peer, request id, answer), (peer, None, notice) or (None, None, function to call)
+        self.leaving: list[tuple[Peer | None, int | None, object]] = []
+        self.payload_bytes = 0
+
+    @property
+    def has_rows(self) -> bool:
+        """True if it needs a COMMIT of its own."""
+        return bool(self.dirty or self.submissions)
+
+
+class Batches:
+    """Gathers what the engine wants done, in order, and lets it leave when it may.
+
+    Attributes:
+        wake: called when there is work for a cycle and there was none before.
+        commits, rows: how many so far; last_rows: rows of the latest COMMIT.
+    """
+
+    def __init__(self, engine: Engine, store: Store, waits: Waits, wake: Callable[[], None]) -> None:
+        self.engine = engine
+        self.store = store
+        self.waits = waits
+        self.wake = wake
+        self.commits = 0
+        self.rows = 0
+        self.last_rows = 0
+        self.changes = 0
+        self._gathering = Batch()
+        self._closed: Batch | None = None  # applied or being committed
+        self._to_apply: deque[list[Job]] = deque()
+        self._store_changed = False  # rows outside the batch: number blocks, pruning
+        self._lookups: deque[tuple[bytes, Callable[[Submission | None], None]]] = deque()
+        self._loads: deque[tuple[list[int], Callable[[dict[int, Job | Lost]], None]]] = deque()
+        self._refills: deque = deque()
+        self._wants_scheduled = False
+        self._prune_at: float | None = None
+
+    # -- gathering ----------------------------------------------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Take what the engine wants done since the last call. Must follow every call that may have had effects."""
+        effects = self.engine.effects
+        self.engine.effects = Effects()
+        batch = self._gathering
+        if effects.dirty:
+            self._note_rows()
+            batch.dirty.update(effects.dirty)
+        for delivery in effects.deliveries:
+            self.hold(delivery.session.conn, delivery.request_id, {"jobs": _delivered(delivery)})
+            for job in delivery.jobs:
+                if job.stored_state:
+                    _forget_payload(job)
+        for notice in effects.notices:
+            if notice.session.conn is not None:
+                self._leave(notice.session.conn, None, {"notice": notice.kind, "leases": notice.leases})
+        if effects.finished:
+            for peer, request_id, answer in self.waits.finished(effects.finished):
+                self.hold(peer, request_id, answer)
+        for session in effects.closes:
+            self._leave(None, None, session.conn.replaced)
+        if effects.refills or effects.wants_scheduled:
+            self._refills.extend(effects.refills)
+            self._wants_scheduled = self._wants_scheduled or effects.wants_scheduled
+            self.wake()
+
+    def hold(self, peer: Peer | None, request_id: int, answer: dict | GreenroomError) -> None:
+        """Answer a request as soon as nothing is pending that the answer may tell of."""
+        if peer is not None:
+            self._leave(peer, request_id, answer)
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Call when everything decided so far is on disk; at once if it is."""
+        self._leave(None, None, call)
+
+    def _leave(self, peer: Peer | None, request_id: int | None, answer: object) -> None:
+        batch = self._gathering
+        if self._closed is None and not batch.has_rows:
+            _send([(peer, request_id, answer)])
+        else:
+            batch.leaving.append((peer, request_id, answer))
+
+    def _note_rows(self) -> None:
+        self.changes += 1
+        if not self._gathering.has_rows and self._closed is None:
+            self.wake()
+
+    def note_payloads(self, size: int) -> None:
+        """Count payload bytes that a submit put into the gathering batch."""
+        self._gathering.payload_bytes += size
+
+    @property
+    def is_full(self) -> bool:
+        """True while the gathering batch takes no more submits."""
+        return len(self._gathering.dirty) >= MAX_BATCH_JOBS or self._gathering.payload_bytes >= MAX_BATCH_BYTES
+
+    def remember(self, submission: Submission) -> None:
+        """Store the outcome of a submit with its batch."""
+        self._note_rows()
+        self._gathering.submissions[submission.id] = submission
+
+    def find_submission(self, submission_id: bytes, found: Callable[[Submission | None], None]) -> None:
+        """Look a submission up, in what is being committed and in the store; `found` is called at once or soon."""
+        for batch in (self._gathering, self._closed):
+            if batch is not None and submission_id in batch.submissions:
+                found(batch.submissions[submission_id])
+                return
+        if self._closed is None:
+            found(self.store.submission(submission_id))
+        else:
+            self._lookups.append((submission_id, found))
+
+    def load(self, ids: list[int], loaded: Callable[[dict[int, Job | Lost]], None]) -> None:
+        """Load jobs from the store when it is free, with all rows flushed."""
+        self._loads.append((ids, loaded))
+        self.wake()
+
+    def prune_soon(self, now: float) -> None:
+        """Have a slice of history pruned in the next gap."""
+        self._prune_at = now
+        self.wake()
+
+    # -- the cycle ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """True if a cycle is worth running."""
+        return bool(self._gathering.has_rows or self._lookups or self._loads or self._refills or self._wants_scheduled
+                    or self._prune_at is not None or self._numbers_low())
+
+    @property
+    def is_idle(self) -> bool:
+        """True when everything decided so far is on disk and has left."""
+        return self._closed is None and not self._gathering.has_rows
+
+    def start(self) -> None:
+        """Begin a cycle. Look-ups come first, so that the submits behind them still join this batch."""
+        while self._lookups:
+            submission_id, found = self._lookups.popleft()
+            known = self._gathering.submissions.get(submission_id)
+            found(known if known is not None else self.store.submission(submission_id))
+        self._close_batch()
+
+    def _close_batch(self) -> None:
+        batch, self._gathering = self._gathering, Batch()
+        if self._closed is None:
+            self._closed = batch
+        else:  # rows that came while the closed batch was applied in slices join its transaction
+            self._closed.dirty.update(batch.dirty)
+            self._closed.submissions.update(batch.submissions)
+            self._closed.leaving.extend(batch.leaving)
+        jobs = list(batch.dirty.values())
+        for first in range(0, len(jobs), SLICE_JOBS):
+            self._to_apply.append(jobs[first:first + SLICE_JOBS])
+        if batch.submissions:
+            self.store.apply([], list(batch.submissions.values()))
+
+    def apply_slice(self) -> bool:
+        """Write some of the rows; returns True when all are written."""
+        if self._to_apply:
+            jobs = self._to_apply.popleft()
+            self.store.apply(jobs, [])
+            for job in jobs:
+                _forget_payload(job)
+        return not self._to_apply
+
+    def fetch(self, now: float) -> None:
+        """Do what needs the store while no COMMIT runs. Flushes what was decided meanwhile, so that reads see it."""
+        if not (self._loads or self._refills or self._wants_scheduled or self._prune_at is not None
+                or self._numbers_low()):
+            return
+        if self._gathering.has_rows:
+            self._close_batch()
+            while not self.apply_slice():
+                pass
+        self._fetch_numbers(now)
+        for _ in range(FETCHES_PER_GAP):
+            if self._gathering.has_rows:
+                break  # a loaded job was cancelled, say: reading on now would see it as it was
+            if self._refills:
+                self._refill(now)
+            elif self._wants_scheduled:
+                self._refill_scheduled()
+            elif self._loads:
+                ids, loaded = self._loads.popleft()
+                loaded(self.store.load(ids))
+            else:
+                break
+        if self._prune_at is not None:
+            pruned = self.store.prune(self._prune_at, 200)
+            self._prune_at = now if pruned else None
+            self._store_changed = self._store_changed or pruned > 0
+
+    def _refill(self, now: float) -> None:
+        lane = self._refills.popleft()
+        plan = self.engine.refill_plan(lane)
+        rows: list[Job] = []
+        payloads: dict[int, bytes] = {}
+        if plan is not None and plan.limit:
+            rows = self.store.take(plan.queue, plan.task, plan.after_rank, plan.limit)
+        elif plan is not None:
+            payloads = self.store.payloads(plan.payload_ids)
+        self.engine.refilled(lane, plan, rows, payloads, now)
+        self.collect()
+
+    def _refill_scheduled(self) -> None:
+        self._wants_scheduled = False
+        after = self.engine.scheduled.edge or (0.0, 0)
+        asked = self.engine.scheduled_slice()
+        rows = self.store.take_scheduled(after, asked)
+        self.engine.scheduled_refilled(rows, asked)
+        self.collect()
+
+    def _numbers_low(self) -> bool:
+        return self.engine.ids.left < BLOCK_NUMBERS // 2 or self.engine.fences.left < BLOCK_NUMBERS // 2
+
+    def _fetch_numbers(self, now: float) -> None:
+        for name, numbers in (("job", self.engine.ids), ("fence", self.engine.fences)):
+            if numbers.left < BLOCK_NUMBERS // 2:
+                self.engine.add_numbers(name, self.store.block(name, BLOCK_NUMBERS), BLOCK_NUMBERS, now)
+                self._store_changed = True
+                self.collect()
+
+    @property
+    def needs_commit(self) -> bool:
+        """True if the cycle wrote anything."""
+        return self._store_changed or (self._closed is not None and self._closed.has_rows)
+
+    def committed(self) -> None:
+        """The COMMIT returned, or none was needed: what waited for it leaves, and so does a later batch without rows."""
+        if self.needs_commit:
+            self.commits += 1
+            self.last_rows = len(self._closed.dirty) + len(self._closed.submissions)
+            self.rows += self.last_rows
+        batch, self._closed = self._closed, None
+        self._store_changed = False
+        _send(batch.leaving)
+        later = self._gathering
+        if later.leaving and not later.has_rows:
+            leaving, later.leaving = later.leaving, []
+            _send(leaving)
+
+    def failed(self) -> None:
+        """A statement or COMMIT failed: nobody knows what is on disk. Tell all who wait; the process must end now."""
+        error = UnknownOutcomeError("the store failed while this was being written; it may or may not be stored")
+        for batch in (self._closed, self._gathering):
+            if batch is not None:
+                _send([(peer, request_id, error) for peer, request_id, _ in batch.leaving
+                       if peer is not None and request_id is not None])
+                batch.leaving = []
+
+
+def _forget_payload(job: Job) -> None:
+    """Let go of a large payload that the store has and a worker got: it is read again if the job comes back."""
+    if job.payload_bytes > SMALL_BYTES and job.state is State.RUNNING:
+        job.payload = None
+
+
+def _delivered(delivery: Delivery) -> list[list[object]]:
+    return [[job.id, job.fence, job.task, job.payload, job.raw, job.queue, job.attempt, job.priority]
+            for job in delivery.jobs]
+
+
+def _send(leaving: list[tuple[Peer | None, int | None, object]]) -> None:
+    touched: dict[Peer, None] = {}
+    for peer, request_id, answer in leaving:
+        if peer is None:
+            answer()
+        elif request_id is None:
+            peer.notify(answer)
+            touched[peer] = None
+        else:
+            peer.answer(request_id, answer)
+            touched[peer] = None
+    for peer in touched:
+        peer.flush()

@@ -1,0 +1,258 @@
+"""The store in memory: nothing survives the process. The plain reference for what a store does, and quick for tests.
+
+Must not decide anything about jobs. It keeps copies: a job handed in or out is never the one it holds.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable
+
+from greenroom.job import NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, Job, State
+from greenroom.records import LaneCounts, Lost, Restored, StoredLease, Submission
+from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
+
+_PAGE_SCAN_ROWS = 20_000
+_FIRST_FINISHED = State.COMPLETED
+_COPIED = [name for name in Job.__slots__ if name not in ("lane", "lease", "late_fence", "checkpoint")]
+
+
+class MemoryStore:
+    """The writer's side; see greenroom.stores.Store for the contract of each method."""
+
+    def __init__(self, retention: Retention = Retention()) -> None:
+        self._retention = retention
+        self._jobs: dict[int, Job] = {}  # as applied
+        self._leases: dict[int, tuple[int, bytes, str, float]] = {}  # job -> fence, instance, worker, granted_at
+        self._queued: dict[tuple[str, str], list[tuple[int, int]]] = {}  # lane -> (rank, id), sorted
+        self._scheduled: list[tuple[float, int]] = []  # (run_at, id), sorted
+        self._finished: list[tuple[float, int]] = []  # (finished_at, id), sorted
+        self._counts: dict[tuple[str, str], list[int]] = {}  # lane -> by state (3: requeues), waiting_bytes
+        self._submissions: dict[bytes, Submission] = {}  # oldest first
+        self._next = {"job": 1, "fence": 1}
+        self._touched: set[int] = set()  # jobs that differ from what readers see
+        # What readers see; they may be on other threads.
+        self._lock = threading.Lock()
+        self._seen: dict[int, Job] = {}
+        self._seen_ids: list[int] = []  # sorted
+        self._seen_counts: list[LaneCounts] = []
+        self._seen_next = 1
+
+    def open(self) -> Restored:
+        """Return what was recorded since this object was made."""
+        leases = []
+        for job_id, (fence, *holder) in sorted(self._leases.items()):
+            leases.append(StoredLease(_copy(self._jobs[job_id], small=True), fence, *holder))
+        cancelled = [_copy(job, small=True) for job_id, job in sorted(self._jobs.items())
+                     if job.cancel_requested and job.state < _FIRST_FINISHED and job_id not in self._leases]
+        return Restored(self._lane_counts(), leases, cancelled)
+
+    def block(self, name: str, count: int) -> int:
+        """Hand out `count` new numbers of this kind, "job" or "fence"; return the first."""
+        first = self._next[name]
+        self._next[name] = first + count
+        return first
+
+    def apply(self, jobs: list[Job], submissions: list[Submission]) -> None:
+        """Take these jobs and submissions in; readers see them after commit."""
+        for job in jobs:
+            self._count(job)
+            self._record_lease(job)
+            row = _copy(job)
+            before = self._jobs.get(job.id)
+            if before is not None:
+                self._unlist(before)
+                row.payload = before.payload
+                row.payload_bytes = before.payload_bytes
+            self._jobs[job.id] = row
+            self._list(row)
+            self._touched.add(job.id)
+        for submission in submissions:
+            self._submissions.pop(submission.id, None)
+            self._submissions[submission.id] = submission
+
+    def commit(self) -> None:
+        """Show readers what was applied."""
+        with self._lock:
+            for job_id in self._touched:
+                job = self._jobs.get(job_id)
+                if job is None:
+                    if self._seen.pop(job_id, None) is not None:
+                        del self._seen_ids[bisect_left(self._seen_ids, job_id)]
+                    continue
+                if job_id not in self._seen:
+                    insort(self._seen_ids, job_id)
+                self._seen[job_id] = job
+            self._touched.clear()
+            self._seen_counts = self._lane_counts()
+            self._seen_next = self._next["job"]
+
+    def take(self, queue: str, task: str, after_rank: int, limit: int) -> list[Job]:
+        """Return up to `limit` jobs queued in this lane, with payloads, by rank from `after_rank` (not included)."""
+        lane = self._queued.get((queue, task), [])
+        start = bisect_right(lane, (after_rank, NUMBER_LIMIT))
+        return [_copy(self._jobs[job_id]) for _, job_id in lane[start:start + limit]]
+
+    def take_scheduled(self, after: tuple[float, int], limit: int) -> list[Job]:
+        """Return up to `limit` scheduled jobs, with payloads, by (run_at, id) from `after` (not included)."""
+        start = bisect_right(self._scheduled, after)
+        return [_copy(self._jobs[job_id]) for _, job_id in self._scheduled[start:start + limit]]
+
+    def load(self, ids: list[int]) -> dict[int, Job | Lost]:
+        """Return each job whole, with what was applied, or Lost."""
+        return _find(self._jobs, ids, self._next["job"])
+
+    def payloads(self, ids: list[int]) -> dict[int, bytes]:
+        """Return the payloads of these jobs; ids without a row are left out."""
+        return {job_id: self._jobs[job_id].payload for job_id in ids if job_id in self._jobs}
+
+    def submission(self, submission_id: bytes) -> Submission | None:
+        """Return what was recorded under this id, or None."""
+        return self._submissions.get(submission_id)
+
+    def prune(self, now: float, limit: int) -> int:
+        """Delete what is beyond retention, oldest first; return how many rows went."""
+        age_s, count = self._retention
+        gone = []
+        for finished_at, job_id in self._finished[:limit]:
+            is_excess = len(self._finished) - len(gone) > count and finished_at <= now - COUNT_KEEPS_S
+            if finished_at > now - age_s and not is_excess:
+                break
+            gone.append(job_id)
+            self._jobs.pop(job_id)
+            self._touched.add(job_id)
+        del self._finished[:len(gone)]
+        old = []
+        for submission in self._submissions.values():
+            if submission.created_at > now - SUBMISSION_KEPT_S or len(old) == limit:
+                break
+            old.append(submission.id)
+        for submission_id in old:
+            del self._submissions[submission_id]
+        return len(gone) + len(old)
+
+    def reader(self) -> MemoryReader:
+        """Open a view of what was committed."""
+        return MemoryReader(self)
+
+    def close(self) -> None:
+        """Commit what was applied. Safe to call twice."""
+        self.commit()
+
+    def _count(self, job: Job) -> None:
+        """Move the lane's counters from what was recorded to what will be, and note it in the job."""
+        counts = self._counts.setdefault((job.queue, job.task), [0] * 8)
+        recorded = _recorded(job.state)
+        counts[job.stored_state] -= 1
+        counts[recorded] += 1
+        counts[3] += job.requeues - job.stored_requeues
+        was_waiting, is_waiting = 0 < job.stored_state < _FIRST_FINISHED, recorded < _FIRST_FINISHED
+        counts[7] += job.payload_bytes * (is_waiting - was_waiting)
+        job.stored_state = int(recorded)
+        job.stored_requeues = job.requeues
+        job.result_bytes = 0 if job.result is None else len(job.result)
+
+    def _record_lease(self, job: Job) -> None:
+        lease = job.lease if job.state == State.RUNNING else None
+        if lease is not None and job.checkpoint:
+            self._leases[job.id] = (lease.fence, lease.instance, lease.worker, lease.granted_at)
+            job.stored_lease = lease.fence
+        elif job.stored_lease and (lease is None or lease.fence != job.stored_lease):
+            del self._leases[job.id]
+            job.stored_lease = 0
+
+    def _list(self, row: Job) -> None:
+        if row.state == State.QUEUED:
+            insort(self._queued.setdefault((row.queue, row.task), []), (row.rank, row.id))
+        elif row.state == State.SCHEDULED:
+            insort(self._scheduled, (row.run_at, row.id))
+        else:
+            insort(self._finished, (row.finished_at, row.id))
+
+    def _unlist(self, row: Job) -> None:
+        if row.state == State.QUEUED:
+            _remove(self._queued[row.queue, row.task], (row.rank, row.id))
+        elif row.state == State.SCHEDULED:
+            _remove(self._scheduled, (row.run_at, row.id))
+        else:
+            _remove(self._finished, (row.finished_at, row.id))
+
+    def _lane_counts(self) -> list[LaneCounts]:
+        return [LaneCounts(*lane, *counts[1:3], *counts[4:7], counts[3], counts[7]) for lane, counts in self._counts.items()]
+
+
+class MemoryReader:
+    """What was committed; see greenroom.stores.Reader."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    def jobs(self, ids: list[int], *, payload: bool = False) -> dict[int, Job | Lost]:
+        """Return these jobs as committed, with results, and with payloads if asked for."""
+        with self._store._lock:
+            found = _find(self._store._seen, ids, self._store._seen_next)
+        for job in found.values():
+            if not payload and isinstance(job, Job):
+                job.payload = None
+        return found
+
+    def page(self, *, before: int | None, limit: int, state: str | None = None, queue: str | None = None,
+             task: str | None = None, worker: str | None = None) -> tuple[list[Job], int | None]:
+        """Return jobs newest first, and where the next page begins; see greenroom.stores.Reader."""
+        wanted = None if state is None else STATE_BY_LABEL.get(state)
+        if limit < 1 or (state is not None and wanted in (None, State.RUNNING)):
+            return [], None
+        found: list[Job] = []
+        with self._store._lock:
+            ids = self._store._seen_ids
+            end = len(ids) if before is None else bisect_left(ids, before)
+            stop = max(0, end - _PAGE_SCAN_ROWS)
+            for place in range(end - 1, stop - 1, -1):
+                job = self._store._seen[ids[place]]
+                if wanted not in (None, job.state) or queue not in (None, job.queue) or task not in (None, job.task) or (
+                        worker not in (None, job.worker)):
+                    continue
+                if len(found) == limit:
+                    return found, found[-1].id
+                found.append(_copy(job, small=True))
+            return found, ids[stop] if stop else None
+
+    def counts(self) -> list[LaneCounts]:
+        """Return the counters of all lanes, as committed."""
+        with self._store._lock:
+            return list(self._store._seen_counts)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _copy(job: Job, *, small: bool = False) -> Job:
+    """Return a job as a store records it; `small`: without a payload or result above SMALL_BYTES."""
+    copy = Job.__new__(Job)
+    for name in _COPIED:
+        setattr(copy, name, getattr(job, name))
+    copy.state = _recorded(job.state)
+    copy.error = None if job.error is None else dict(job.error)
+    copy.lane = copy.lease = None
+    copy.late_fence = 0
+    copy.checkpoint = False
+    if small and job.payload_bytes > SMALL_BYTES:
+        copy.payload = None
+    if small and job.result_bytes > SMALL_BYTES:
+        copy.result = None
+    return copy
+
+
+def _recorded(state: State) -> State:
+    return State.QUEUED if state == State.RUNNING else state
+
+
+def _find(jobs: dict[int, Job], ids: Iterable[int], next_id: int) -> dict[int, Job | Lost]:
+    return {job_id: _copy(jobs[job_id]) if job_id in jobs else Lost(0 < job_id < next_id) for job_id in ids}
+
+
+def _remove(items: list[tuple[float, int]], item: tuple[float, int]) -> None:
+    place = bisect_left(items, item)
+    assert items[place] == item
+    del items[place]

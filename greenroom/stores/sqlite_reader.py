@@ -1,0 +1,161 @@
+"""Reads of the SQLite store: how a row becomes a job, and the pages' read-only view. Must not write, or know the library.
+
+It gets a `Query`, which runs one statement and turns the library's errors into StoreError.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL, Job, State
+from greenroom.records import LaneCounts, Lost
+
+#: Runs one SQL statement with its bindings (by place or by name) and returns all rows.
+Query = Callable[[str, "tuple | dict"], list[tuple]]
+
+#: What job_from_row expects, in this order.
+JOB_COLUMNS = """
+    jobs.id, lanes.queue, lanes.task, jobs.priority, jobs.payload, jobs.raw, jobs.submitted_at, jobs.state, jobs.place,
+    jobs.rank, jobs.payload_bytes, jobs.run_at, jobs.started_at, jobs.finished_at, jobs.worker, jobs.fence, jobs.attempt,
+    jobs.crashes, jobs.requeues, jobs.cancel_requested, jobs.result, jobs.result_bytes, jobs.result_raw, jobs.error
+"""
+
+# CROSS JOIN is SQLite's way to say "in this order": the jobs lead, each looks up its lane.
+JOBS_AND_LANES = "jobs CROSS JOIN lanes ON lanes.id = jobs.lane"
+
+#: A payload wherever it is kept; the inner query runs only for those that are not in the row.
+WHOLE_PAYLOAD = "ifnull(jobs.payload, (SELECT data FROM payloads WHERE payloads.job = jobs.id))"
+WHOLE_RESULT = """CASE WHEN jobs.result IS NULL AND jobs.result_bytes > 0
+    THEN (SELECT data FROM results WHERE results.job = jobs.id) ELSE jobs.result END"""
+JOB_COLUMNS_WHOLE_PAYLOAD = JOB_COLUMNS.replace("jobs.payload,", f"{WHOLE_PAYLOAD},")
+
+#: A filtered page looks at this many rows at most, a few milliseconds; the caller goes on from there.
+PAGE_SCAN_ROWS = 20_000
+
+#: Ids bound by one statement's list; longer lists are asked for in pieces.
+IDS_PER_QUERY = 500
+
+_STATES = {int(state): state for state in State}
+
+_COUNTS = """SELECT queue, task, scheduled, queued, completed, failed, cancelled, requeued, waiting_bytes
+    FROM lanes ORDER BY id"""
+
+_PAGE = f"""
+SELECT {JOB_COLUMNS} FROM jobs NOT INDEXED CROSS JOIN lanes ON lanes.id = jobs.lane
+WHERE jobs.id < :before AND jobs.id >= :floor
+  AND (:state IS NULL OR jobs.state = :state)
+  AND (:worker IS NULL OR jobs.worker = :worker)
+  AND ((:queue IS NULL AND :task IS NULL)
+       OR jobs.lane IN (SELECT id FROM lanes WHERE queue = ifnull(:queue, queue) AND task = ifnull(:task, task)))
+ORDER BY jobs.id DESC LIMIT :limit
+"""
+
+_PAGE_FLOOR = "SELECT id FROM jobs WHERE id < ? ORDER BY id DESC LIMIT 1 OFFSET ?"
+
+
+def job_from_row(row: tuple) -> Job:
+    """Make a job of a row of JOB_COLUMNS; `stored_lease` stays 0."""
+    (job_id, queue, task, priority, payload, raw, submitted_at, state, place, rank, payload_bytes, run_at, started_at,
+     finished_at, worker, fence, attempt, crashes, requeues, cancel_requested, result, result_bytes, result_raw,
+     error) = row
+    job = Job(job_id, queue, task, priority, payload, raw == 1, submitted_at)
+    job.place = place
+    job.rank = rank
+    job.state = _STATES[state]
+    job.payload_bytes = payload_bytes
+    job.run_at = run_at
+    job.started_at = started_at
+    job.finished_at = finished_at
+    job.worker = worker
+    job.fence = fence
+    job.attempt = attempt
+    job.crashes = crashes
+    job.requeues = requeues
+    job.cancel_requested = cancel_requested == 1
+    job.result = result
+    job.result_bytes = result_bytes
+    job.result_raw = result_raw == 1
+    job.error = None if error is None else json.loads(error)
+    job.stored_state = state
+    job.stored_requeues = requeues
+    return job
+
+
+def jobs_by_id(query: Query, ids: list[int], *, payload: bool) -> dict[int, Job | Lost]:
+    """Return each of these jobs with its result, whatever its size, or Lost.
+
+    Args:
+        payload: fetch the payloads too, whatever their size; without it they are None.
+    """
+    columns = JOB_COLUMNS.replace("jobs.payload,", f"{WHOLE_PAYLOAD if payload else 'NULL'},")
+    columns = columns.replace("jobs.result,", f"{WHOLE_RESULT},")
+    found: dict[int, Job | Lost] = {}
+    for some, text in _in_pieces(ids):
+        rows = query(f"SELECT {columns} FROM {JOBS_AND_LANES} WHERE jobs.id IN (SELECT value FROM json_each(?))", (text,))
+        jobs = {row[0]: job_from_row(row) for row in rows}
+        next_id = next_number(query, "job") if len(jobs) < len(set(some)) else 0
+        for job_id in some:
+            found[job_id] = jobs.get(job_id) or Lost(0 < job_id < next_id)
+    return found
+
+
+def payloads_by_id(query: Query, ids: list[int]) -> dict[int, bytes]:
+    """Return the payloads of those of these jobs that have a row."""
+    found: dict[int, bytes] = {}
+    for _, text in _in_pieces(ids):
+        found.update(query(f"SELECT id, {WHOLE_PAYLOAD} FROM jobs WHERE id IN (SELECT value FROM json_each(?))", (text,)))
+    return found
+
+
+def next_number(query: Query, name: str) -> int:
+    """Return the first number of this kind, "job" or "fence", that was never handed out."""
+    return query("SELECT value FROM meta WHERE name = ?", (f"next_{name}",))[0][0]
+
+
+def lane_counts(query: Query) -> list[LaneCounts]:
+    """Return the counters of all lanes, oldest lane first."""
+    return [LaneCounts(*row) for row in query(_COUNTS, ())]
+
+
+def _in_pieces(ids: list[int]) -> Iterator[tuple[list[int], str]]:
+    for start in range(0, len(ids), IDS_PER_QUERY):
+        some = ids[start:start + IDS_PER_QUERY]
+        yield some, json.dumps(some)
+
+
+class SqliteReader:
+    """One read-only connection; see greenroom.stores.Reader."""
+
+    def __init__(self, query: Query, close: Callable[[], None]) -> None:
+        self._query = query
+        self._close = close
+
+    def jobs(self, ids: list[int], *, payload: bool = False) -> dict[int, Job | Lost]:
+        """Return these jobs as committed, with results, and with payloads if asked for."""
+        return jobs_by_id(self._query, ids, payload=payload)
+
+    def page(self, *, before: int | None, limit: int, state: str | None = None, queue: str | None = None,
+             task: str | None = None, worker: str | None = None) -> tuple[list[Job], int | None]:
+        """Return jobs newest first, and where the next page begins; see greenroom.stores.Reader."""
+        wanted = None if state is None else STATE_BY_LABEL.get(state)
+        if limit < 1 or (state is not None and wanted in (None, State.RUNNING)):
+            return [], None
+        before = NUMBER_LIMIT if before is None else before
+        is_filtered = any(wish is not None for wish in (state, queue, task, worker))
+        floor = self._query(_PAGE_FLOOR, (before, PAGE_SCAN_ROWS - 1)) if is_filtered else []
+        rows = self._query(_PAGE, {
+            "before": before, "floor": floor[0][0] if floor else 0, "limit": limit + 1, "state": wanted, "queue": queue,
+            "task": task, "worker": worker})
+        jobs = [job_from_row(row) for row in rows[:limit]]
+        if len(rows) > limit:
+            return jobs, jobs[-1].id
+        return jobs, floor[0][0] if floor else None
+
+    def counts(self) -> list[LaneCounts]:
+        """Return the counters of all lanes, as committed."""
+        return lane_counts(self._query)
+
+    def close(self) -> None:
+        """Close the connection. Safe to call twice."""
+        self._close()
