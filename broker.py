@@ -1,0 +1,313 @@
+"""The broker program: configuration, store, TLS listener, web page, all on one gevent hub; signals, drain, exit codes.
+
+Puts the parts together and ends the process when one of them dies. No rules here. Exit codes: 0 stopped, 1 a part failed,
+2 configuration or start refused.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    # Run as `python broker.py`: say in one line what is missing, then patch before anything else is imported (bottle mixes up requests
+    # when it is imported first). Imported as a module (the console script patches by itself) nothing happens here.
+    import os as _os
+    import sys as _sys
+
+    _sys.path.insert(0, _os.path.dirname(_os.path.abspath(__file__)))
+    from greenroom.needs import require
+
+    require("gevent", "bottle", "msgpack", "apsw", "cryptography")
+    from gevent import monkey
+
+    monkey.patch_all()
+
+import gc
+import logging
+import os
+import resource
+import signal
+import ssl
+import sys
+from collections.abc import Callable
+
+import gevent
+from gevent.event import AsyncResult, Event
+from gevent.threadpool import ThreadPool
+
+from greenroom import __version__, config, logs
+from greenroom.clock import Clock
+from greenroom.config import BrokerConfig
+from greenroom.dispatch import Dispatch
+from greenroom.engine import Engine
+from greenroom.errors import ConfigError, DrainingError, GreenroomError, StoreError
+from greenroom.lanes import Window
+from greenroom.leases import Caps, Timing
+from greenroom.listener import SPARE_FILES, Listener
+from greenroom.protocol import parse_request
+from greenroom.session import Sessions
+from greenroom.stores import Retention, open_store
+from greenroom.tls import ALPN, days_left, describe_certificate, server_context
+from greenroom.verbs import HANDLERS
+from greenroom.webui.app import make_app
+from greenroom.webui.live import Live
+from greenroom.webui.server import serve
+
+log = logging.getLogger("greenroom.broker")
+
+WEB_HOST = "127.0.0.1"
+#: A stopping broker ends within this, whatever peers and disks do.
+STOP_WITHIN_S = 10.0
+CALL_DEADLINE_S = 30.0
+SWITCH_INTERVAL_S = float(os.environ.get("SWI", "0.0005"))
+#: Certificates that end sooner are warned about at start.
+WARN_DAYS = 14
+
+
+class LocalCaller:
+    """Calls verbs from inside the process, for the web: what a Connection is for a peer."""
+
+    session = None
+    deliveries_written = True
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.open_waits: set = set()
+        self._answer: AsyncResult = AsyncResult()
+
+    def answer(self, request_id: int, answer: dict | GreenroomError) -> None:
+        """Take the reply."""
+        if isinstance(answer, GreenroomError):
+            self._answer.set_exception(answer)
+        else:
+            self._answer.set(answer)
+
+    def notify(self, notice: dict) -> None:
+        """Nothing is noticed here."""
+
+    def flush(self) -> None:
+        """Nothing is queued here."""
+
+    def wait(self) -> dict:
+        """Return the reply. Switches; raises its error, or DrainingError when none comes in time."""
+        try:
+            return self._answer.get(timeout=CALL_DEADLINE_S)
+        except gevent.Timeout:
+            raise DrainingError("the broker did not answer in time: it is stopping, or its disk stands still") from None
+
+
+class Broker:
+    """All parts of a running broker."""
+
+    def __init__(self, settings: BrokerConfig, clock: Clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.ended = Event()  # set when the process should end
+        self.exit_code = 0
+        self._stopping = False
+        self.context = server_context(settings.cert, settings.key, settings.client_ca or None)
+        # The standard library's SSLContext would block the whole hub at the first idle peer.
+        assert type(self.context).__module__.startswith("gevent."), "the standard library is not patched"
+        self.certificate = describe_certificate(settings.cert)
+        is_memory = settings.data == "memory:"
+        self.store = open_store(settings.data, Retention(settings.history_age_s, settings.history_count))
+        self.engine = Engine(
+            Caps(waiting_jobs=settings.max_waiting_jobs, waiting_bytes=settings.max_waiting_bytes),
+            Timing(lease_s=settings.lease_s, heartbeat_s=settings.lease_s / 3,
+                   reconnect_grace_s=settings.reconnect_grace_s, restart_grace_s=settings.restart_grace_s),
+            Window(settings.window_jobs, settings.window_bytes))
+        self.dispatch = Dispatch(self.engine, self.store, clock, self.fail, None if is_memory else settings.data)
+        self.sessions = Sessions(self.dispatch)
+        self.listener = Listener(
+            (settings.host, settings.port), self.context, self.sessions.serve, clock.now,
+            max_connections=_connection_limit(settings.max_connections), on_fatal=self.fail)
+        self.web = None
+        self.live = Live(self.call, self.security, lambda: self.dispatch.batches.changes)
+
+    def fail(self, reason: str) -> None:
+        """A part died: end the process non-zero rather than live on deaf."""
+        if not self.ended.is_set():
+            log.critical("[Server] stopping: %s", reason)
+            self.exit_code = 1
+            self.ended.set()
+
+    # -- for the web --------------------------------------------------------------------------------------------------------
+
+    def call(self, verb: str, fields: dict) -> dict:
+        """Run a verb as a session would; returns the reply's fields, raises its error. Switches."""
+        caller = LocalCaller()
+        request = parse_request({"id": 1, "verb": verb, **fields})
+        HANDLERS[verb](self.dispatch, caller, request)
+        return caller.wait()
+
+    def ready(self) -> str | None:
+        """Return why the broker takes no jobs, or None."""
+        if self._stopping or self.ended.is_set():
+            return "the broker is stopping"
+        return "the disk is nearly full" if self.dispatch.store_full else None
+
+    def security(self) -> dict:
+        """Return what `/api/security` shows: read from the live context, listener and certificate."""
+        info, listener = self.certificate, self.listener
+        requires = self.context.verify_mode == ssl.CERT_REQUIRED
+        return {
+            "tls": True, "protocol": self.context.minimum_version.name.replace("_", "."),
+            "ciphers": [cipher["name"] for cipher in self.context.get_ciphers() if cipher["protocol"] == "TLSv1.3"],
+            "alpn": ALPN, "host": self.settings.host, "port": listener.server_port,
+            "client_certificates": "required" if requires else "not required",
+            "certificate": {
+                "file": self.settings.cert, "subject": info.subject, "issuer": info.issuer, "sans": list(info.sans),
+                "sha256": info.sha256, "key_type": info.key_type, "not_before": info.not_before, "not_after": info.not_after,
+                "days_left": days_left(info, self.clock.now())},
+            "policy": "connections that are not TLS 1.3 are closed and counted; the broker serves on",
+            "handshakes": listener.handshakes, "rejected": dict(listener.rejected),
+            "rejected_total": sum(listener.rejected.values()), "recent": list(listener.recent),
+            "web": {"host": WEB_HOST, "port": self.web.port if self.web is not None else self.settings.web_port},
+        }
+
+    # -- life ---------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Open everything. Raises StoreError, or OSError from a port, with what was opened closed again."""
+        restored = self.store.open()
+        try:
+            self.engine.restore(restored, self.clock.now(), self.settings.restart_grace_s)
+            self.dispatch.start()
+            self.sessions.start(self.fail)
+            self._bind(self.listener.start, self.settings.host, self.settings.port, "--port")
+            self.web = serve(make_app(self.call, self.security, self.live, self.ready), WEB_HOST, self.settings.web_port)
+            self._bind(self.web.start, WEB_HOST, self.settings.web_port, "--web-port")
+        except BaseException:
+            self.listener.stop_listening()
+            self.dispatch.stop(1.0)
+            raise
+        self._say_where(len(restored.leases))
+
+    @staticmethod
+    def _bind(start: Callable[[], None], host: str, port: int, flag: str) -> None:
+        try:
+            start()
+        except OSError as exc:
+            why = os.strerror(exc.errno) if exc.errno else str(exc)
+            raise ConfigError(f"cannot listen on {host}:{port}: {why}; choose another with {flag}") from None
+
+    def _say_where(self, leases: int) -> None:
+        states = self.engine.totals
+        log.info("[Server] greenroom %s, pid %d", __version__, os.getpid())
+        log.info("[Server] jobs: greenroom://%s:%d (TLS 1.3, client certificates %s)", self.settings.host,
+                 self.listener.server_port, "required" if self.settings.client_ca else "not required")
+        log.info("[Server] dashboard: http://%s:%d/", WEB_HOST, self.web.port)
+        log.info("[Server] store: %s (%d jobs wait, %d leases hold for %g s)", self.settings.data
+                 if self.settings.data == "memory:" else os.path.abspath(self.settings.data), sum(states[1:3]), leases,
+                 self.settings.restart_grace_s)
+        left = days_left(self.certificate, self.clock.now())
+        if left < WARN_DAYS:
+            log.warning("[Server] the certificate %s ends in %.1f days: python certs/gen_certs.py renews it",
+                        self.settings.cert, left)
+
+    def stop(self) -> None:
+        """Drain and close: accept nobody, tell workers, commit, close. Ends within STOP_WITHIN_S."""
+        self._stopping = True
+        log.info("[Server] stopping: %d leases are kept for the next start", self.engine.leases)
+        self.listener.stop_listening()
+        with gevent.Timeout(STOP_WITHIN_S, False):
+            if self.exit_code == 0:
+                self.dispatch.drain()
+                self.sessions.announce_drain()
+            self.live.stop()
+            if self.web is not None:
+                self.web.stop(1.0)
+            if self.exit_code == 0:
+                self._wait_for_commits()
+            self.sessions.stop(2.0)
+            self.dispatch.stop(2.0)
+        log.info("[Server] stopped")
+
+    def _wait_for_commits(self) -> None:
+        try:
+            self.dispatch.wait_for_commit(5.0)
+        except DrainingError as exc:
+            log.error("[Server] %s", exc)
+            self.exit_code = 1
+
+
+def _connection_limit(wanted: int) -> int:
+    """Return how many connections to take: what the file limit allows, or less if so configured."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = max(16, soft - SPARE_FILES)
+    return min(wanted, possible) if wanted else possible
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError) as exc:
+            log.warning("[Server] the file limit stays at %d: %s", soft, exc)
+
+
+def _watch_signals(broker: Broker) -> None:
+    """SIGTERM and SIGINT: the first drains, the second ends at once, leaving leases to the restart grace."""
+    def on_signal() -> None:
+        if broker.ended.is_set():
+            os._exit(1)
+        broker.ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, on_signal)
+
+
+def _tune_interpreter() -> None:
+    """Settings for the whole process, made once it serves."""
+    # The commit thread asks for the GIL some five times a COMMIT; a busy hub lets it wait for this long each time (5 ms by
+    # default: 26 ms a commit instead of 2). Nobody else asks, so the hub loses nothing in between.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _tune_garbage_collection()
+
+
+def _tune_garbage_collection() -> None:
+    """Keep what exists out of later collections, and collect less often: jobs are freed by reference counts, not cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a broker until it is told to stop; returns the exit code."""
+    try:
+        settings = config.load(sys.argv[1:] if argv is None else argv, os.environ)
+    except ConfigError as exc:
+        sys.stderr.write(f"broker.py: {exc}\n")
+        return 2
+    os.umask(0o077)
+    writer = logs.set_up(settings.log_level)
+    writing = ThreadPool(1).spawn(writer.run)
+    try:
+        return _run(settings)
+    finally:
+        writer.finish()
+        writing.wait(2.0)
+
+
+def _run(settings: BrokerConfig) -> int:
+    _raise_file_limit()
+    try:
+        broker = Broker(settings, Clock())
+        broker.start()
+    except (ConfigError, StoreError) as exc:
+        sys.stderr.write(f"broker.py: {exc}\n")
+        return 2
+    _watch_signals(broker)
+    _tune_interpreter()
+    broker.ended.wait()
+    broker.stop()
+    return broker.exit_code
+
+
+def exit_from(code: int) -> None:
+    """End the process at once: threads may still wait on a disk or a pipe, and everything that must be on disk is."""
+    sys.stdout.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    exit_from(main())

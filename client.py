@@ -1,0 +1,417 @@
+"""The client: submit jobs, wait for their results, look at the broker; for threads and greenlets alike. And its command line.
+
+Must not know how jobs are cut into frames (greenroom/client_submits.py), how waits are shared (greenroom/client_waits.py) or how
+things are printed (greenroom/client_cli.py). It imports no gevent and patches nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+if __name__ == "__main__":
+    from greenroom.needs import require
+    require("msgpack")
+
+from greenroom import __version__
+from greenroom.client_submits import RESEND_S, Submits
+from greenroom.client_waits import SharedWaits
+from greenroom.endpoint import find_endpoint
+from greenroom.errors import (BusyError, ConfigError, ConnectError, DrainingError, GreenroomError, InvalidError, JobFailedError,
+                              TlsError, from_wire)
+from greenroom.job import parse_new_job
+from greenroom.link import CONNECT_TIMEOUT_S, Backoff, Link
+from greenroom.protocol import VERSION, pack_value, unpack_value
+
+
+class SubmitError(GreenroomError):
+    """Raised by `submit_many` when not every job was accepted; its code is that of the first refusal.
+
+    Attributes:
+        outcomes: for each job, in order, its Handle or the error that refused it; shorter than what was given if the end
+            was not reached.
+        handles: the Handles of the accepted jobs.
+    """
+
+    def __init__(self, message: str, outcomes: list[Handle | GreenroomError]) -> None:
+        super().__init__(message)
+        self.outcomes = outcomes
+        self.handles = [outcome for outcome in outcomes if isinstance(outcome, Handle)]
+
+
+class Handle:
+    """A job that the broker has accepted.
+
+    Attributes:
+        id: the job's number.
+    """
+
+    __slots__ = ("id", "_client")
+
+    def __init__(self, client: Client, job_id: int) -> None:
+        self.id = job_id
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"<Handle of job {self.id}>"
+
+    def result(self, timeout: float | None = None) -> object:
+        """Wait for the job and return what its task returned; bytes if the result is raw.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+
+        Raises:
+            JobFailedError: the job failed or was cancelled; `job` is its view, with `job["error"]`.
+            WaitTimeoutError: it is not finished yet. Asking again is fine.
+            NotFoundError, GoneError: the broker does not have the job, or not any more.
+            ConnectError: the broker was away for longer than the client's timeout.
+        """
+        view = next(self._client.wait([self.id], timeout))
+        if "error" in view and "state" not in view:
+            raise from_wire(view["error"])
+        return decode_result(view)
+
+    def status(self) -> dict:
+        """Return the job's view as it is now (docs/protocol_v1.md, `get`). Raises NotFoundError or GoneError."""
+        view = self._client.get([self.id])[0]
+        if "state" not in view:
+            raise from_wire(view["error"])
+        return view
+
+    def cancel(self) -> str:
+        """Cancel the job: "cancelled", or "requested" if it is running. Raises FinishedError, NotFoundError or GoneError."""
+        outcome = self._client.cancel([self.id])[0]
+        if isinstance(outcome, GreenroomError):
+            raise outcome
+        return outcome
+
+
+class Client:
+    """A connection to a broker, made at the first use and made again when it is lost. Share one among threads or greenlets.
+
+    The first connection must succeed at once, so that a wrong address is told and not waited for. Later a broker that
+    is away is tried again, at once and then after random pauses of up to 5 s, for as long as the call's timeout allows.
+
+    In a forked child the client makes a connection of its own at the next use; don't fork while another thread is inside
+    one of its methods. Under gevent, patch before this module is imported.
+
+    Args:
+        url: `greenroom://host[:port]`; None: GREENROOM_URL, else greenroom://localhost:65432.
+        ca, cert, key: PEM files, see greenroom.endpoint.find_endpoint for the defaults.
+        name: shown on the broker's pages; letters, digits and . _ : -
+        timeout: seconds for an answer of the broker, reconnecting included. Waiting for jobs has its own.
+
+    Raises:
+        ConfigError: a bad URL, or certificate files that are missing or unusable.
+    """
+
+    def __init__(self, url: str | None = None, *, ca: str | None = None, cert: str | None = None, key: str | None = None,
+                 name: str | None = None, timeout: float = 30.0) -> None:
+        if not timeout > 0:
+            raise ConfigError("timeout must be more than 0 seconds")
+        self.timeout = timeout
+        self.endpoint = find_endpoint(url, ca=ca, cert=cert, key=key)
+        self._hello: dict = {"version": VERSION, "role": "client", "software": f"greenroom-python/{__version__}"}
+        if name is not None:
+            self._hello["name"] = name
+        self._is_closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # held by the one thread that connects
+        self._link: Link | None = None
+        self._was_connected = False
+        self._waits = SharedWaits(self._connected, self.timeout)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def submit(self, task: str, payload: object = None, *, queue: str | None = None, priority: int | None = None,
+               delay: float | None = None, run_at: float | datetime | None = None, raw: bool = False,
+               timeout: float | None = None) -> Handle:
+        """Hand in one job and return its handle once the broker has it on disk.
+
+        It is sent again, safely, when the answer is lost or the broker is busy.
+
+        Args:
+            task: the function that a worker runs.
+            payload: a map of arguments (anything msgpack can carry; integers outside 64 bits become decimal strings); None:
+                an empty map. With `raw`: bytes.
+            queue, priority: default `default` and 5; priority 1 runs first, 10 last.
+            delay: seconds from now, or run_at: Unix seconds or a datetime, before which it does not run.
+            timeout: seconds until giving up; None: 300, and no more than that.
+
+        Raises:
+            InvalidError, TooLargeError: the job is refused.
+            FullError, StoreFullError, BusyError: the broker takes nothing (more); nothing was stored.
+            ConnectError: no broker; nothing was stored.
+            UnknownOutcomeError: it was sent and no answer came: it may or may not be stored.
+        """
+        job = {"task": task, "payload": payload, "queue": queue, "priority": priority, "delay": delay, "run_at": run_at,
+               "raw": raw}
+        submits = Submits(self._connected, [_wire_job(job)], RESEND_S if timeout is None else timeout)
+        submits.run()
+        outcome = submits.outcomes[0] if submits.outcomes else submits.failure
+        if isinstance(outcome, GreenroomError):
+            raise outcome
+        return Handle(self, outcome)
+
+    def submit_many(self, jobs: Iterable[dict | tuple], *, queue: str | None = None, priority: int | None = None,
+                    delay: float | None = None, run_at: float | datetime | None = None,
+                    timeout: float | None = None) -> list[Handle]:
+        """Hand in many jobs, up to 1,000 a frame and a few frames at a time; the iterable is read as they are sent.
+
+        Args:
+            jobs: `(task, payload)` tuples, or dicts with `task` and any of the arguments of `submit`.
+            queue, priority, delay, run_at: for jobs that do not say themselves.
+            timeout: seconds for each frame, as in `submit`.
+
+        Returns:
+            One handle for each job, in order.
+
+        Raises:
+            SubmitError: some were refused; it holds the outcome of each, and the handles of the accepted ones.
+            GreenroomError: as `submit`, if one error refused them all.
+        """
+        defaults = {"queue": queue, "priority": priority, "delay": delay, "run_at": run_at}
+        submits = Submits(self._connected, (_wire_job(job, defaults) for job in jobs), RESEND_S if timeout is None else timeout)
+        submits.run()
+        outcomes = [Handle(self, outcome) if isinstance(outcome, int) else outcome for outcome in submits.outcomes]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, GreenroomError)]
+        first = submits.failure or (errors[0] if errors else None)
+        if first is None:
+            return outcomes
+        if submits.failure is not None and all(outcome is first for outcome in outcomes):
+            raise first
+        error = SubmitError(f"{len(errors)} of {len(outcomes)} jobs were not accepted; the first: {first.message}", outcomes)
+        error.code = first.code
+        raise error from first
+
+    def handle(self, job_id: int) -> Handle:
+        """Return a handle for a job that was submitted elsewhere. Does not ask the broker."""
+        return Handle(self, job_id)
+
+    def get(self, ids: Iterable[int], *, payload: bool = False) -> list[dict]:
+        """Return the jobs' views, in order (docs/protocol_v1.md, `get`); `{"id", "error"}` for those that are not there."""
+        wanted = list(ids)
+        views: list[dict] = []
+        while len(views) < len(wanted):
+            part = wanted[len(views):len(views) + self._list_limit()]
+            answer = self._call({"verb": "get", "jobs": part, "payload": payload})["jobs"]
+            # What did not fit into the answer is asked for again; a job that does not even fit alone keeps its error.
+            fitting = next((place for place, view in enumerate(answer) if place and _is_too_large(view)), len(answer))
+            views += answer[:fitting]
+        return views
+
+    def wait(self, ids: Iterable[int], timeout: float | None = None) -> Iterator[dict]:
+        """Yield each job's view as soon as it is finished, in the order of finishing; `{"id", "error"}` if it is not there.
+
+        Any number of threads may wait for any number of jobs: together they keep few requests open.
+
+        Raises:
+            WaitTimeoutError: some were not finished within `timeout` seconds (None: however long it takes).
+            ConnectError: the broker was away for longer than the client's timeout.
+        """
+        self._check_process()
+        return self._waits.wait(ids, timeout)
+
+    def cancel(self, ids: Iterable[int]) -> list[str | GreenroomError]:
+        """Cancel jobs; for each, in order, "cancelled", "requested" (it is running) or the error (not raised)."""
+        wanted = list(ids)
+        outcomes: list[str | GreenroomError] = []
+        while len(outcomes) < len(wanted):
+            part = wanted[len(outcomes):len(outcomes) + self._list_limit()]
+            answer = self._call({"verb": "cancel", "jobs": part})["outcomes"]
+            outcomes += [outcome if isinstance(outcome, str) else from_wire(outcome) for outcome in answer]
+        return outcomes
+
+    def jobs(self, *, state: str | None = None, queue: str | None = None, task: str | None = None, worker: str | None = None,
+             limit: int | None = None, payload: bool = False) -> Iterator[dict]:
+        """Yield views of jobs, newest first, page by page; `limit` ends it after so many."""
+        filters = {"state": state, "queue": queue, "task": task, "worker": worker}
+        message = {"verb": "jobs", "payload": payload, **{key: value for key, value in filters.items() if value is not None}}
+        before: int | None = None
+        left = limit if limit is not None else float("inf")
+        while left > 0:
+            page = self._call({**message, "limit": int(min(left, 200)), **({"before": before} if before else {})})
+            yield from page["jobs"]
+            left -= len(page["jobs"])
+            before = page.get("next")
+            if before is None:
+                return
+
+    def queues(self) -> list[dict]:
+        """Return the queues with their counts (docs/protocol_v1.md, section 9)."""
+        return self._call({"verb": "queues"})["queues"]
+
+    def workers(self) -> list[dict]:
+        """Return the connected workers and what they run (docs/protocol_v1.md, section 9)."""
+        return self._call({"verb": "workers"})["workers"]
+
+    def stats(self) -> dict:
+        """Return the broker's counts (docs/protocol_v1.md, section 9)."""
+        stats = self._call({"verb": "stats"})
+        stats.pop("id", None)
+        return stats
+
+    def ping(self) -> float:
+        """Ask the broker for a sign of life and return the seconds that it took."""
+        started = time.monotonic()
+        self._call({"verb": "ping"})
+        return time.monotonic() - started
+
+    def close(self) -> None:
+        """End the connection; calls that wait for an answer get ConnectError. The client can't be used any more."""
+        self._check_process()
+        self._is_closed = True
+        link = self._link
+        if link is None or not link.is_open:
+            return
+        try:
+            link.request({"verb": "bye"}, lambda answer: None)
+        except GreenroomError:
+            pass  # it ends either way
+        link.close()
+
+    def _list_limit(self) -> int:
+        return self._connected(time.monotonic() + self.timeout).limits.list
+
+    def _call(self, message: dict) -> dict:
+        """Ask something that may be asked twice, again after a lost connection, until the timeout is over."""
+        deadline = time.monotonic() + self.timeout
+        backoff = Backoff()
+        while True:
+            link = self._connected(deadline)
+            try:
+                return link.call(message, max(0.001, deadline - time.monotonic()))
+            except (ConnectError, BusyError, DrainingError) as exc:
+                pause_s = exc.retry_after_s if exc.retry_after_s is not None else backoff.next()
+                if isinstance(exc, TlsError) or time.monotonic() + pause_s >= deadline:
+                    raise
+                time.sleep(pause_s)
+
+    def _connected(self, deadline: float) -> Link:
+        """Return the open link, connecting first if there is none. Raises ConnectError, at the latest at `deadline`."""
+        link = self._link
+        if link is not None and link.is_open and self._pid == os.getpid() and not self._is_closed:
+            return link
+        self._check_process()
+        if not self._lock.acquire(timeout=max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))):
+            raise ConnectError(f"no connection to the broker at {self.endpoint.address} in time")
+        try:
+            if self._link is None or not self._link.is_open:
+                self._link = self._connect(deadline)
+            return self._link
+        finally:
+            self._lock.release()
+
+    def _connect(self, deadline: float) -> Link:
+        backoff = Backoff()
+        pause_s = backoff.next()
+        while True:
+            if self._is_closed:
+                raise ConnectError("this client was closed")
+            link = Link(self.endpoint)
+            try:
+                link.connect(self._hello, max(0.001, min(CONNECT_TIMEOUT_S, deadline - time.monotonic())))
+            except (ConnectError, BusyError, DrainingError) as exc:
+                pause_s = backoff.next()
+                if isinstance(exc, TlsError) or not self._was_connected or time.monotonic() + pause_s >= deadline:
+                    raise
+                time.sleep(pause_s)
+                continue
+            link.start()
+            self._was_connected = True
+            return link
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            if self._link is not None:
+                self._link.abandon()
+            self._begin()
+
+
+def decode_result(view: dict) -> object:
+    """Return the result of a finished job's view. Raises JobFailedError unless it is completed, ValueError if a result that
+    should be one msgpack value is not."""
+    if view["state"] != "completed":
+        error = view.get("error") or {}
+        why = f": {error.get('name')}: {error.get('message')}" if error else ""
+        raise JobFailedError(f"job {view['id']} ended {view['state']}{why}", job=view)
+    result = view.get("result")
+    if result is None or view.get("result_encoding") == "raw":
+        return result
+    return unpack_value(result)
+
+
+def pack_payload(payload: object) -> bytes:
+    """Pack a payload; integers that msgpack cannot hold become decimal strings. Raises ValueError with a sentence."""
+    try:
+        return pack_value(payload)
+    except ValueError:
+        return pack_value(_shrink(payload, 0))
+
+
+def _shrink(value: object, depth: int) -> object:
+    if depth > 100:
+        return value  # the packer says what is wrong
+    if type(value) is int and not -2**63 <= value < 2**64:
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _shrink(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shrink(item, depth + 1) for item in value]
+    return value
+
+
+_JOB_KEYS = {"task", "payload", "queue", "priority", "delay", "run_at", "raw"}
+
+
+def _wire_job(given: dict | tuple, defaults: dict | None = None) -> dict | GreenroomError:
+    """Turn what the caller gave into a job as the wire has it, checked; or return the error that refuses it."""
+    if isinstance(given, tuple) and len(given) == 2:
+        given = {"task": given[0], "payload": given[1]}
+    if not isinstance(given, dict) or "task" not in given:
+        return InvalidError("a job is a (task, payload) tuple or a dict with the key task", field="jobs")
+    unknown = sorted(map(str, given.keys() - _JOB_KEYS))
+    if unknown:
+        return InvalidError(f"a job has no option {unknown[0]!r}; it has {', '.join(sorted(_JOB_KEYS))}", field=unknown[0][:128])
+    job = {key: value for key, value in ((defaults or {}) | given).items() if value is not None and key not in ("payload", "raw")}
+    payload = given.get("payload")
+    try:
+        if given.get("raw"):
+            job["encoding"] = "raw"
+            job["payload"] = b"" if payload is None else payload
+        elif payload is not None:
+            job["payload"] = pack_payload(payload)
+        if isinstance(job.get("run_at"), datetime):
+            job["run_at"] = job["run_at"].timestamp()
+        parse_new_job(job, 2**32)
+    except (ValueError, OverflowError) as exc:
+        return InvalidError(f"payload: {exc}", field="payload")
+    except GreenroomError as exc:
+        return exc
+    return job
+
+
+def _is_too_large(view: dict) -> bool:
+    return "state" not in view and view["error"].get("code") == "TOO_LARGE"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line (`python client.py`, `greenroom`) and return its exit code."""
+    # Not above: the command line stands on this module.
+    from greenroom.client_cli import run
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,374 @@
+"""The client's command line: arguments in, calls on Client, text out, exit codes. Must not know the wire.
+
+Data goes to stdout, talk to stderr. No user error ends in a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from greenroom import tables
+from greenroom.client import Client, decode_result
+from greenroom.client_demo import run_demo
+from greenroom.errors import (ConfigError, ConnectError, GoneError, GreenroomError, JobFailedError, NotFoundError, TlsError,
+                              WaitTimeoutError, from_wire)
+
+DONE, JOB_FAILED, USAGE, NO_CONNECTION, TLS_REFUSED, NOT_THERE, TIMED_OUT, REFUSED = range(8)
+INTERRUPTED = 130  # as shells do: 128 and the number of SIGINT
+
+EXIT_CODES = """exit codes:
+  0  done                       4  TLS refused: certificate, name, ALPN
+  1  a job that was waited for  5  a job is not there (any more)
+     failed or was cancelled    6  timed out
+  2  wrong use or settings      7  refused: state of the job, limits, broker full
+  3  cannot connect             130  interrupted
+
+environment: GREENROOM_URL, GREENROOM_CA, GREENROOM_CERT, GREENROOM_KEY; NO_COLOR"""
+
+STATE_STYLES = {"completed": "32", "running": "33", "failed": "31", "cancelled": "35", "queued": "36", "scheduled": "34",
+                "busy": "33", "idle": "32", "lost": "31"}
+
+
+class Output:
+    """Where results go, in the form that was asked for or that fits."""
+
+    def __init__(self, form: str | None) -> None:
+        self._is_terminal = sys.stdout.isatty()
+        self.form = form
+
+    def rows(self, items: Iterable[dict], columns: dict[str, Callable[[dict], object]]) -> None:
+        """Print a list of things: a table on a terminal, else one JSON object a line, as they come."""
+        form = self.form or ("table" if self._is_terminal else "jsonl")
+        if form == "jsonl":
+            for item in items:
+                self._write(tables.dump(item))
+        elif form == "json":
+            self._write(tables.dump(list(items), indent=2))
+        else:
+            width = shutil.get_terminal_size().columns if self._is_terminal else None
+            cells = [[read(item) for read in columns.values()] for item in items]
+            self._write(tables.render(list(columns), cells, width=width, styles=self._styles()))
+
+    def one(self, item: dict, text: str | None = None) -> None:
+        """Print a single thing: `text`, or its fields, on a terminal, else JSON."""
+        form = self.form or ("table" if self._is_terminal else "json")
+        if form == "jsonl":
+            self._write(tables.dump(item))
+        elif form == "json":
+            self._write(tables.dump(item, indent=2))
+        elif text is not None:
+            self._write(text)
+        else:
+            self._write(tables.render(["field", "value"], [list(pair) for pair in _flat(item) if pair[1] is not None]))
+
+    def _styles(self) -> dict[str, str] | None:
+        return STATE_STYLES if self._is_terminal and not os.environ.get("NO_COLOR") else None
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+def _flat(item: dict) -> Iterable[tuple[str, object]]:
+    """Yield name and value of each field; the fields of a map get its name before theirs. Payload and result stay whole."""
+    for key, value in item.items():
+        if isinstance(value, dict) and key not in ("payload", "result"):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        elif key.endswith("_at") and isinstance(value, (int, float)):
+            yield key, tables.moment(value)
+        else:
+            yield key, value
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: without the program's name; None: those of the process.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode must not end in a traceback
+    try:
+        args = build_parser().parse_args(arguments)
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else USAGE
+    try:
+        with Client(args.url, ca=args.ca, cert=args.cert, key=args.key, name=args.name, timeout=args.timeout or 30.0) as client:
+            return args.command(client, args, Output(args.output))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough. Without this the interpreter complains when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except GreenroomError as exc:
+        say(exc.message)
+        return exit_code(exc)
+
+
+def say(sentence: str) -> None:
+    """Print a line for the person, to stderr."""
+    sys.stderr.write(f"greenroom: {tables.escape(sentence)}\n")
+
+
+def exit_code(exc: GreenroomError) -> int:
+    """Return the exit code that stands for an error."""
+    for classes, code in (((ConfigError,), USAGE), ((TlsError,), TLS_REFUSED), ((ConnectError,), NO_CONNECTION),
+                          ((WaitTimeoutError,), TIMED_OUT), ((NotFoundError, GoneError), NOT_THERE),
+                          ((JobFailedError,), JOB_FAILED)):
+        if isinstance(exc, classes):
+            return code
+    return USAGE if exc.code == "INVALID" else TIMED_OUT if exc.code == "UNKNOWN" else REFUSED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; each command's function is `args.command(client, args, output)`."""
+    top = argparse.ArgumentParser(prog="greenroom", allow_abbrev=False, epilog=EXIT_CODES,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter,
+                                  description="Submit jobs to a Greenroom broker and look at it.")
+    _add_common(top, is_top=True)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, function: Callable[..., int], help_text: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".",
+                                     allow_abbrev=False)
+        _add_common(parser, is_top=False)
+        parser.set_defaults(command=function)
+        return parser
+
+    submit = command("submit", do_submit, "hand in a job")
+    submit.add_argument("task", metavar="TASK")
+    submit.add_argument("payload", metavar="JSON", nargs="?", help="a map of arguments, {\"n\": 10}; - reads it from stdin")
+    submit.add_argument("-p", "--priority", type=int, metavar="N", help="1 (first) to 10 (last), default 5")
+    submit.add_argument("-q", "--queue", metavar="QUEUE", help="default: default")
+    submit.add_argument("--delay", type=float, metavar="S", help="not before so many seconds from now")
+    submit.add_argument("--run-at", type=_moment, metavar="T", help="not before: 2030-01-31T09:00 or Unix seconds")
+    submit.add_argument("--wait", action="store_true", help="wait for the result and print it")
+    for name, function, help_text in (("get", do_get, "show jobs"), ("wait", do_wait, "wait for jobs to finish"),
+                                      ("cancel", do_cancel, "cancel jobs")):
+        command(name, function, help_text).add_argument("ids", metavar="ID", nargs="+", type=_job_id)
+    jobs = command("jobs", do_jobs, "list jobs, newest first")
+    jobs.add_argument("--state", choices=["scheduled", "queued", "running", "completed", "failed", "cancelled"])
+    for name in ("queue", "task", "worker"):
+        jobs.add_argument(f"--{name}", metavar="NAME")
+    jobs.add_argument("-n", type=_positive, default=50, metavar="COUNT", help="at most so many, default 50")
+    command("queues", do_queues, "list queues")
+    command("workers", do_workers, "list workers")
+    command("stats", do_stats, "show the broker's counts")
+    command("demo", do_demo, "show that an urgent job overtakes a waiting one")
+    return top
+
+
+def _add_common(parser: argparse.ArgumentParser, *, is_top: bool) -> None:
+    # Allowed before and after the command; a command's parser must not overwrite what stood before it with a default.
+    default = None if is_top else argparse.SUPPRESS
+    group = parser.add_argument_group("connection and output")
+    group.add_argument("--url", default=default, help="greenroom://host:port, default greenroom://localhost:65432")
+    group.add_argument("--ca", default=default, metavar="FILE", help="the broker's ca.crt, default certs/ca.crt")
+    group.add_argument("--cert", default=default, metavar="FILE", help="client certificate, if the broker requires one")
+    group.add_argument("--key", default=default, metavar="FILE", help="its private key")
+    group.add_argument("--name", default=default, help="how the broker's pages show this client")
+    group.add_argument("--timeout", default=default, type=_seconds, metavar="S",
+                       help="seconds to wait for the broker (default 30) and for jobs (default: no limit)")
+    group.add_argument("-o", "--output", default=default, choices=["table", "json", "jsonl"],
+                       help="default: table on a terminal, else json for one thing and jsonl for lists")
+
+
+def do_submit(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`submit`: print the id, or with --wait the result."""
+    handle = client.submit(args.task, _payload(args.payload), queue=args.queue, priority=args.priority, delay=args.delay,
+                           run_at=args.run_at, timeout=args.timeout or 30.0)
+    if not args.wait:
+        output.one({"id": handle.id}, text=str(handle.id))
+        return DONE
+    say(f"job {handle.id} submitted, waiting for it")
+    view = readable(next(client.wait([handle.id], args.timeout)))
+    if "state" not in view:
+        raise from_wire(view["error"])
+    if view["state"] != "completed":
+        output.one(view, text="")
+        say(_end_of(view))
+        return JOB_FAILED
+    result = view["result"]
+    output.one(view, text=tables.escape(result) if isinstance(result, str) else tables.dump(result))
+    return DONE
+
+
+def do_get(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`get`: print the jobs' views."""
+    views = [readable(view) for view in client.get(args.ids, payload=True)]
+    there = [view for view in views if "state" in view]
+    for view in views:
+        if "state" not in view:
+            say(from_wire(view["error"]).message)
+    if len(args.ids) == 1 and there:
+        output.one(there[0])
+    elif there:
+        output.rows(there, JOB_COLUMNS)
+    if len(there) == len(views):
+        return DONE
+    return max(exit_code(from_wire(view["error"])) for view in views if "state" not in view)
+
+
+def do_wait(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`wait`: print the views of the jobs when they are finished."""
+    ended: list[dict] = []
+    code = DONE
+    try:
+        for view in client.wait(args.ids, args.timeout):
+            ended.append(readable(view))
+    except WaitTimeoutError as exc:
+        say(exc.message)
+        code = TIMED_OUT
+    there = [view for view in ended if "state" in view]
+    for view in ended:
+        if "state" not in view:
+            say(from_wire(view["error"]).message)
+            code = code or exit_code(from_wire(view["error"]))
+        elif view["state"] != "completed":
+            say(_end_of(view))
+    if len(args.ids) == 1 and there:
+        output.one(there[0])
+    elif there:
+        output.rows(there, JOB_COLUMNS)
+    return code or (JOB_FAILED if any(view["state"] != "completed" for view in there) else DONE)
+
+
+def do_cancel(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`cancel`: print what became of each."""
+    code = DONE
+    rows = []
+    for job, outcome in zip(args.ids, client.cancel(args.ids)):
+        if isinstance(outcome, GreenroomError):
+            say(f"job {job}: {outcome.message}")
+            code = max(code, exit_code(outcome))
+            outcome = outcome.code
+        rows.append({"id": job, "outcome": outcome})
+    output.rows(rows, {"id": lambda row: row["id"], "outcome": lambda row: row["outcome"]})
+    return code
+
+
+def do_jobs(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`jobs`: print what the filters let through."""
+    found = client.jobs(state=args.state, queue=args.queue, task=args.task, worker=args.worker, limit=args.n, payload=True)
+    output.rows((readable(view) for view in found), JOB_COLUMNS)
+    return DONE
+
+
+def do_queues(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`queues`: print their counts."""
+    names = ("name", "scheduled", "queued", "running", "completed", "failed", "cancelled", "requeued", "workers", "tasks")
+    output.rows(client.queues(), {name: _reader(name) for name in names})
+    return DONE
+
+
+def do_workers(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`workers`: print who is connected and busy."""
+    columns = {name: _reader(name) for name in ("name", "status", "running", "free", "done", "failed", "lost", "address")}
+    columns["last seen"] = lambda worker: tables.moment(worker.get("last_seen_at"))
+    columns["tasks"] = lambda worker: "any" if worker.get("tasks") is None else " ".join(worker["tasks"])
+    output.rows(client.workers(), columns)
+    return DONE
+
+
+def do_stats(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`stats`: print the broker's counts."""
+    output.one(client.stats())
+    return DONE
+
+
+def do_demo(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`demo`: show the order of priorities on a busy worker."""
+    return run_demo(client, lambda line: print(tables.escape(line), flush=True), timeout_s=args.timeout or 120.0)
+
+
+def readable(view: dict) -> dict:
+    """Return a view with payload and result decoded, where they are one msgpack value; else they stay bytes."""
+    view = dict(view)
+    if isinstance(view.get("result"), bytes):
+        try:
+            view["result"] = decode_result(view)
+        except (ValueError, JobFailedError):
+            pass
+    if isinstance(view.get("payload"), bytes) and view.get("encoding") != "raw":
+        try:
+            view["payload"] = decode_result({"state": "completed", "result": view["payload"]})
+        except ValueError:
+            pass
+    return view
+
+
+def _end_of(view: dict) -> str:
+    error = view.get("error") or {}
+    return f"job {view['id']} ended {view['state']}" + (f": {error.get('name')}: {error.get('message')}" if error else "")
+
+
+def _outcome_cell(view: dict) -> object:
+    error = view.get("error")
+    return f"{error.get('name')}: {error.get('message')}" if error else view.get("result")
+
+
+def _reader(name: str) -> Callable[[dict], object]:
+    return lambda item: item.get(name)
+
+
+JOB_COLUMNS: dict[str, Callable[[dict], object]] = {
+    **{name: _reader(name) for name in ("id", "task", "queue", "priority", "state", "attempt", "worker")},
+    "submitted": lambda view: tables.moment(view.get("submitted_at")),
+    "result or error": _outcome_cell,
+}
+
+
+def _payload(text: str | None) -> object:
+    if text is None:
+        return None
+    if text == "-":
+        text = sys.stdin.read()
+    try:
+        return tables.from_json(json.loads(text, parse_constant=_refuse_constant))
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(f"the payload is not JSON ({exc}); write it as '{{\"n\": 10}}'") from None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"JSON has no {name}")
+
+
+def _job_id(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 16 or not 1 <= int(text) < 2**53:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a job id (a number from 1)")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= len(text) <= 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _moment(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()  # without a zone: local time
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a time like 2030-01-31T09:00 nor Unix seconds") from None

@@ -1,0 +1,197 @@
+"""Submitting: cuts jobs into frames, sends a few at a time, and sends a frame again until its outcome is known.
+
+Must not know how a connection is made, nor what handles are.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from greenroom.clock import Clock
+from greenroom.errors import (BusyError, ConnectError, DrainingError, GreenroomError, InvalidError, TooLargeError,
+                              UnknownOutcomeError, from_wire)
+from greenroom.link import Answer, Backoff, Link
+
+#: A client sends the same submission again for so long at most (the broker remembers it for twice that).
+RESEND_S = 300.0
+
+#: Frames that may wait for their answer at the same time: the next is on its way while one is being committed.
+WINDOW = 4
+
+#: Bytes at which a frame is full. Well under the frame limit: such a frame takes some milliseconds to decode.
+FRAME_BYTES = 2**20
+
+#: An upper bound of what a job adds to a frame besides its payload: keys, three names of 128 characters, numbers.
+JOB_BYTES = 512
+
+_clock = Clock()
+
+
+def new_submission() -> bytes:
+    """Return 16 bytes that no other frame has: 6 bytes of milliseconds since 1970, so that they are time-ordered, 10 random."""
+    return int(_clock.now() * 1000).to_bytes(6, "big") + os.urandom(10)
+
+
+class Frame:
+    """Jobs that are sent, and answered, together."""
+
+    __slots__ = ("places", "jobs", "submission", "deadline", "may_be_stored", "backoff", "is_done")
+
+    def __init__(self, timeout_s: float) -> None:
+        self.places: list[int] = []  # where the outcome of each job belongs
+        self.jobs: list[dict] = []
+        self.submission = new_submission()
+        self.deadline = time.monotonic() + timeout_s
+        self.may_be_stored = False  # it was sent, and the answer got lost
+        self.backoff = Backoff()
+        self.is_done = False
+
+
+class Submits:
+    """One submit of any number of jobs.
+
+    Args:
+        connected: returns an open link, or raises ConnectError at the deadline (monotonic seconds).
+        jobs: what goes to the wire, or an error for a job that was refused here already. Read as it is sent.
+        timeout_s: for each frame, RESEND_S at most.
+
+    Attributes:
+        outcomes: one for each job read so far: its id or an error.
+        failure: the error of a whole frame that ended it all, or None; jobs not read by then were not submitted.
+    """
+
+    def __init__(self, connected: Callable[[float], Link], jobs: Iterable[dict | GreenroomError], timeout_s: float) -> None:
+        self.outcomes: list[int | GreenroomError] = []
+        self.failure: GreenroomError | None = None
+        self._connected = connected
+        self._jobs = jobs
+        self._timeout_s = min(timeout_s, RESEND_S)
+        self._answers: queue.SimpleQueue[tuple[Frame, Answer]] = queue.SimpleQueue()
+        self._in_flight: list[Frame] = []
+
+    def run(self) -> None:
+        """Submit all. Never raises for what the broker says or the network does: see `outcomes` and `failure`."""
+        try:
+            limits = self._connected(time.monotonic() + self._timeout_s).limits
+        except GreenroomError as exc:
+            self.failure = exc
+            return
+        frames = self._cut(limits.list, min(FRAME_BYTES, limits.frame - 1024), limits.payload)
+        has_more = True
+        while has_more or self._in_flight:
+            while has_more and len(self._in_flight) < WINDOW and self.failure is None:
+                frame = next(frames, None)
+                has_more = frame is not None
+                if frame is not None:
+                    self._in_flight.append(frame)
+                    self._send(frame)
+            has_more = has_more and self.failure is None
+            self._take_one()
+
+    def _cut(self, most_jobs: int, most_bytes: int, most_payload: int) -> Iterator[Frame]:
+        frame, size = Frame(self._timeout_s), 0
+        for place, job in enumerate(self._read()):
+            if isinstance(job, GreenroomError):
+                self.outcomes.append(job)
+                continue
+            payload_bytes = len(job.get("payload", b""))
+            if payload_bytes > most_payload:
+                self.outcomes.append(TooLargeError(f"payload has {payload_bytes} bytes, the limit is {most_payload}",
+                                                   field="payload"))
+                continue
+            if frame.jobs and (len(frame.jobs) >= most_jobs or size + payload_bytes + JOB_BYTES > most_bytes):
+                yield frame
+                frame, size = Frame(self._timeout_s), 0
+            self.outcomes.append(UnknownOutcomeError("the broker has not answered"))  # until it does
+            frame.places.append(place)
+            frame.jobs.append(job)
+            size += payload_bytes + JOB_BYTES
+        if frame.jobs:
+            yield frame
+
+    def _read(self) -> Iterator[dict | GreenroomError]:
+        try:
+            yield from self._jobs
+        except Exception as exc:
+            # Raised by the caller's own iterable. What it gave before is submitted, so it must not be lost.
+            self.failure = InvalidError(f"reading the jobs failed: {type(exc).__name__}: {exc}")
+            self.failure.__cause__ = exc
+
+    def _send(self, frame: Frame) -> None:
+        while True:
+            try:
+                link = self._connected(frame.deadline)
+            except GreenroomError as exc:
+                self._give_up(frame, exc)
+                return
+            try:
+                link.request({"verb": "submit", "jobs": frame.jobs, "submission": frame.submission},
+                             lambda answer: self._answers.put((frame, answer)),
+                             timeout_s=max(0.0, frame.deadline - time.monotonic()))
+                return
+            except ConnectError as exc:
+                # The link ended between being handed out and being used: nothing was sent.
+                if time.monotonic() >= frame.deadline:
+                    self._give_up(frame, exc)
+                    return
+            except GreenroomError as exc:
+                self._give_up(frame, exc)
+                return
+            time.sleep(frame.backoff.next())
+
+    def _take_one(self) -> None:
+        if not self._in_flight:
+            return
+        soonest = min(frame.deadline for frame in self._in_flight)
+        try:
+            frame, answer = self._answers.get(timeout=max(0.0, soonest - time.monotonic()))
+        except queue.Empty:
+            for late in [frame for frame in self._in_flight if frame.deadline <= time.monotonic()]:
+                late.may_be_stored = True
+                self._give_up(late, ConnectError("the broker did not answer in time"))
+            return
+        if frame.is_done:
+            return
+        if isinstance(answer, dict):
+            self._accept(frame, answer)
+        else:
+            self._refused(frame, answer)
+
+    def _accept(self, frame: Frame, answer: dict) -> None:
+        self._done(frame)
+        for place, outcome in zip(frame.places, answer.get("jobs", ())):
+            self.outcomes[place] = outcome if isinstance(outcome, int) else from_wire(outcome)
+
+    def _refused(self, frame: Frame, exc: GreenroomError) -> None:
+        if isinstance(exc, (ConnectError, UnknownOutcomeError)):
+            frame.may_be_stored = True
+        elif not isinstance(exc, (BusyError, DrainingError)):
+            self._give_up(frame, exc)
+            return
+        pause_s = exc.retry_after_s if exc.retry_after_s is not None else frame.backoff.next()
+        if time.monotonic() + pause_s >= frame.deadline:
+            self._give_up(frame, exc)
+        else:
+            self._again(frame, pause_s)
+
+    def _again(self, frame: Frame, pause_s: float) -> None:
+        # All frames wait with this one: what is wrong with one is wrong with the next.
+        time.sleep(pause_s)
+        self._send(frame)
+
+    def _give_up(self, frame: Frame, exc: GreenroomError) -> None:
+        if frame.may_be_stored:
+            known = UnknownOutcomeError(f"the jobs may or may not be stored: {exc.message}")
+            known.__cause__ = exc
+            exc = known
+        self._done(frame)
+        for place in frame.places:
+            self.outcomes[place] = exc
+        self.failure = self.failure or exc
+
+    def _done(self, frame: Frame) -> None:
+        frame.is_done = True
+        self._in_flight.remove(frame)

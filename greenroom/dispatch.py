@@ -1,0 +1,279 @@
+"""The pump on the hub: drives engine and batches with real time, real COMMITs and greenlets. No rules of its own.
+
+Everybody who wants something of the engine comes through here: sessions, and the web by `call`. One greenlet runs commit cycles,
+one the timer; COMMIT itself runs in a thread of its own, so that a slow disk never stops the hub.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from time import perf_counter
+
+import gevent
+from gevent.event import Event
+from gevent.queue import Empty, Queue
+from gevent.threadpool import ThreadPool
+
+from greenroom.batches import Batches
+from greenroom.clock import Clock
+from greenroom.engine import Engine
+from greenroom.errors import BusyError, DrainingError
+from greenroom.job import Job
+from greenroom.records import Lost
+from greenroom.stores import Reader, Store
+from greenroom.waits import Waits
+
+log = logging.getLogger(__name__)
+
+#: The timer looks at least this often, for what nobody wakes it for: disk space, pruning.
+TICK_AT_LEAST_S = 1.0
+#: A tick that comes so much late means that the hub stood still; then workers were silent because we did not listen.
+STALL_S = 0.5
+#: Finished jobs remembered in memory, so that who asks right away need not go to the disk: between one and two times this.
+RECENT_JOBS = 5_000
+RECENT_BYTES = 8 * 2**20
+#: Readers for pages of history: each one query at a time, in a thread.
+READERS = 2
+MAX_PAGE_QUEUE = 64
+PAGE_DEADLINE_S = 15.0
+#: Ids loaded in one look into the store.
+LOAD_IDS = 200
+#: Below so much free disk new jobs are refused while settles still find room.
+MIN_FREE_BYTES = 64 * 2**20
+
+
+class Dispatch:
+    """See the module.
+
+    Attributes:
+        engine, batches, waits: the rules, the commit rule, the open waits.
+        store_full: True while the disk has too little room for new jobs.
+        lag_s, max_lag_s: how late the latest tick came, and the latest of all.
+        commit_s: how long the latest COMMIT took.
+    """
+
+    def __init__(self, engine: Engine, store: Store, clock: Clock, on_fatal: Callable[[str], None],
+                 data_dir: str | None) -> None:
+        self.engine = engine
+        self.store = store
+        self.clock = clock
+        self.now = clock.now
+        self.started_at = clock.now()
+        self.waits = Waits()
+        self._wake = Event()
+        self.batches = Batches(engine, store, self.waits, self._wake.set)
+        self._recent: dict[int, Job] = {}  # id -> job finished lately
+        self._recent_before: dict[int, Job] = {}  # the generation before; dropping a whole one is cheaper than one by one
+        self._recent_bytes = 0
+        self.store_full = False
+        self.lag_s = 0.0
+        self.max_lag_s = 0.0
+        self.commit_s = 0.0
+        self._data_dir = data_dir
+        self._on_fatal = on_fatal
+        self._timer_wake = Event()
+        self._planned_at = 0.0
+        self._commit_thread = ThreadPool(1)
+        self._page_threads = ThreadPool(READERS)
+        self._readers: Queue[Reader] = Queue()
+        self._pages_open = 0
+        self._greenlets: list[gevent.Greenlet] = []
+
+    # -- life ---------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Fetch numbers, open the readers and start pumping. Does not switch for longer than a commit."""
+        self._cycle()
+        for _ in range(READERS):
+            self._readers.put(self.store.reader())
+        for loop in (self._pump, self._timer):
+            greenlet = gevent.spawn(loop)
+            greenlet.link_exception(self._died)
+            self._greenlets.append(greenlet)
+
+    def _died(self, greenlet: gevent.Greenlet) -> None:
+        self._on_fatal(f"{greenlet.name} died: {greenlet.exception!r}")
+
+    def drain(self) -> None:
+        """Take no new work, and put every lease on disk."""
+        self.engine.drain()
+        self.after_call()
+
+    def stop(self, within_s: float) -> None:
+        """Commit what is pending and close the store. Safe to call after a failure."""
+        deadline = self.now() + within_s
+        while not self.batches.is_idle and self.now() < deadline:
+            gevent.sleep(0.005)
+        gevent.killall(self._greenlets, block=True, timeout=within_s)
+        while not self._readers.empty():
+            self._readers.get().close()
+        self.store.close()
+
+    # -- the pump -----------------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            while self.batches.has_work:
+                if not self._cycle():
+                    gevent.sleep(0.001)  # reads alone don't wait for a disk, so let the hub look at its sockets
+
+    def _cycle(self) -> bool:
+        """Run one commit cycle; returns whether there was a COMMIT. Any failure of the store is the end."""
+        batches = self.batches
+        try:
+            batches.start()
+            while not batches.apply_slice():
+                gevent.sleep(0.001)
+            batches.fetch(self.now())
+            needs_commit = batches.needs_commit
+            if needs_commit:
+                began = perf_counter()
+                self._commit_thread.spawn(self.store.commit).get()
+                self.commit_s = perf_counter() - began
+        except Exception as exc:
+            log.critical("the store failed: %s", exc, exc_info=True)
+            batches.failed()
+            self._on_fatal(f"the store failed: {exc}")
+            raise
+        batches.committed()
+        return needs_commit
+
+    def _timer(self) -> None:
+        while True:
+            now = self.now()
+            due = min((at for at in (self.engine.next_due(), self.waits.next_due()) if at is not None), default=now + 1)
+            self._planned_at = min(max(due, now), now + TICK_AT_LEAST_S)
+            if self._planned_at > now:
+                self._timer_wake.wait(self._planned_at - now)
+            else:
+                gevent.sleep(0.001)
+            self._timer_wake.clear()
+            self._tick()
+
+    def _tick(self) -> None:
+        late_s = self.now() - self._planned_at
+        self.lag_s = max(0.0, late_s)
+        self.max_lag_s = max(self.max_lag_s, self.lag_s)
+        if late_s > STALL_S:
+            log.warning("the hub stood still for %.1f s; leases get as much longer", late_s)
+            self.engine.forgive(late_s)
+            gevent.sleep(0.02)  # what workers sent meanwhile is read before anybody's silence is judged
+        now = self.now()
+        self.engine.tick(now)
+        for peer, request_id, answer in self.waits.tick(now):
+            self.batches.hold(peer, request_id, answer)
+            peer.flush()
+        self.after_call()
+        self._look_at_disk(now)
+
+    _next_disk_look = 0.0
+
+    def _look_at_disk(self, now: float) -> None:
+        if now < self._next_disk_look:
+            return
+        self._next_disk_look = now + TICK_AT_LEAST_S
+        self.batches.prune_soon(now)
+        if self._data_dir is not None:
+            free = shutil.disk_usage(self._data_dir).free
+            if (free < MIN_FREE_BYTES) != self.store_full:
+                self.store_full = not self.store_full
+                log.error("disk space is %s: %d MiB are free", "short, new jobs are refused" if self.store_full else "back",
+                          free // 2**20)
+
+    # -- for sessions and the web -------------------------------------------------------------------------------------------
+
+    def after_call(self) -> None:
+        """Take up what an engine call wants done. Must follow each one. Never switches."""
+        finished = self.engine.effects.finished
+        if finished:
+            self._remember(finished)
+        self.batches.collect()
+        due = self.engine.next_due()
+        if due is not None and due < self._planned_at:
+            self._planned_at = due
+            self._timer_wake.set()
+
+    def _remember(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._recent[job.id] = job
+            self._recent_bytes += job.payload_bytes
+            if job.result is not None:
+                self._recent_bytes += len(job.result)
+        if len(self._recent) > RECENT_JOBS or self._recent_bytes > RECENT_BYTES:
+            self._recent_before, self._recent, self._recent_bytes = self._recent, {}, 0
+
+    def in_memory(self, job_id: int) -> Job | None:
+        """Return the job if memory knows it: unfinished and in a window or running, or finished lately."""
+        return self.engine.jobs.get(job_id) or self._recent.get(job_id) or self._recent_before.get(job_id)
+
+    def check_room(self) -> None:
+        """Raise BusyError while the batch that gathers takes no more submits."""
+        if self.batches.is_full:
+            raise BusyError("too much waits to be written", retry_after_s=0.1)
+
+    def find(self, ids: list[int], found: Callable[[dict[int, Job | Lost]], None], *, whole: bool = False) -> None:
+        """Find jobs in memory or in the store; `found` is called at once or soon, on the hub.
+
+        Args:
+            whole: also those in memory whose payload is not are loaded.
+        """
+        known: dict[int, Job | Lost] = {}
+        missing: list[int] = []
+        for job_id in dict.fromkeys(ids):
+            job = self.in_memory(job_id)
+            if job is None or (whole and job.payload is None and job.payload_bytes):
+                missing.append(job_id)
+            else:
+                known[job_id] = job
+        self._load(missing, known, found)
+
+    def _load(self, missing: list[int], known: dict[int, Job | Lost],
+              found: Callable[[dict[int, Job | Lost]], None]) -> None:
+        if not missing:
+            found(known)
+            return
+
+        def loaded(jobs: dict[int, Job | Lost]) -> None:
+            for job_id, job in jobs.items():
+                # It may have come into memory meanwhile; then memory knows better, but for the payload.
+                present = self.engine.jobs.get(job_id)
+                if present is not None and present.payload is None and isinstance(job, Job):
+                    job.state, job.worker, job.fence, job.attempt = present.state, present.worker, present.fence, present.attempt
+                    job.started_at, job.cancel_requested = present.started_at, present.cancel_requested
+                known[job_id] = job if present is None or present.payload is None else present
+            self._load(missing[LOAD_IDS:], known, found)
+
+        self.batches.load(missing[:LOAD_IDS], loaded)
+
+    def read_page(self, **query: object) -> tuple[list[Job], int | None]:
+        """Read one page of jobs as committed. Switches until it is there; raises BusyError when too many wait for pages."""
+        if self._pages_open >= MAX_PAGE_QUEUE:
+            raise BusyError("too many pages are being read", retry_after_s=1.0)
+        self._pages_open += 1
+        try:
+            reader = self._readers.get(timeout=PAGE_DEADLINE_S)
+        except Empty:
+            raise BusyError("too many pages are being read", retry_after_s=1.0) from None
+        finally:
+            self._pages_open -= 1
+        try:
+            return self._page_threads.spawn(reader.page, **query).get()
+        finally:
+            self._readers.put(reader)
+
+    def wait_for_commit(self, within_s: float) -> None:
+        """Return when everything decided so far is on disk. Switches; raises DrainingError if the broker ends first."""
+        done = Event()
+        self.batches.after_commit(done.set)
+        if not done.wait(within_s):
+            raise DrainingError("the broker is stopping or its disk stands still")
+
+    @staticmethod
+    def breathe() -> None:
+        """Let the hub look at its sockets in the middle of a long answer."""
+        gevent.sleep(0.001)
+

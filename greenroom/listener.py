@@ -1,0 +1,224 @@
+"""The door: a gevent StreamServer with TLS that accepts, shakes hands under a gate and a deadline, and counts who it refused.
+
+Hands finished connections to `serve(stream, address)`. Knows nothing of messages.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import ssl
+from collections import Counter, deque
+from collections.abc import Callable
+from time import perf_counter
+
+import gevent
+from gevent.hub import get_hub
+from gevent.lock import BoundedSemaphore
+from gevent.server import StreamServer
+
+from greenroom.stream import Stream, set_tcp_options
+from greenroom.tls import check_alpn, rejection_reason
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_DEADLINE_S = 5.0
+#: After so much handshaking in a row the hub is let look at its sockets (a P-256 handshake is 0.3 ms of it).
+HANDSHAKE_SLICE_S = 0.002
+#: Connections that are shaking hands or waiting for their turn: beyond it the one that we have waited for longest is closed.
+MAX_HANDSHAKES = 4096
+#: A line about refused connections is printed at most this often; the next one says how many it stands for.
+REJECTION_LINE_EVERY_S = 5.0
+#: File descriptors kept for the store, logs and the web.
+SPARE_FILES = 128
+
+
+class _MadeRoomError(OSError):
+    """Thrown into a handshake whose peer is silent when a newer connection needs its place."""
+
+
+class Listener(StreamServer):
+    """The TLS listener.
+
+    Attributes:
+        handshakes: finished ones. rejected: reason (tls.REJECTION_REASONS, and "too_many") -> connections.
+        recent: the latest 20 refused: {"at", "peer", "reason"}.
+        open: connections that are being served or shaking hands. shaking: those that are shaking hands.
+    """
+
+    max_accept = 8  # accepts per wake-up: a storm must not keep the hub
+    backlog = 2048
+
+    def __init__(self, address: tuple[str, int], context: ssl.SSLContext, serve: Callable[[Stream, tuple], None],
+                 clock: Callable[[], float], *, max_connections: int,
+                 on_fatal: Callable[[str], None]) -> None:
+        super().__init__(address, self._shake_and_serve, ssl_context=context, server_side=True,
+                         do_handshake_on_connect=False)
+        self._serve = serve
+        self._clock = clock
+        self._max_connections = max_connections
+        self._on_fatal = on_fatal
+        self._gate = BoundedSemaphore(1)
+        self._gate_busy_s = 0.0
+        self._resume: gevent.Greenlet | None = None
+        self._last_line_at = -REJECTION_LINE_EVERY_S
+        self._unprinted = 0
+        self._last_files_line_at = -60.0
+        self._waiting: dict[gevent.Greenlet, None] = {}  # handshakes that wait for their peer, the longest wait first
+        self.handshakes = 0
+        self.shaking = 0
+        self.open = 0
+        self.rejected: Counter[str] = Counter()
+        self.recent: deque[dict[str, object]] = deque(maxlen=20)
+
+    # -- accepting ----------------------------------------------------------------------------------------------------------
+
+    def do_read(self) -> tuple | None:
+        """Accept one connection; called by gevent on the hub. Errors are dealt with here: gevent would print a traceback."""
+        try:
+            accepted = super().do_read()
+        except OSError as exc:
+            self._accept_failed(exc)
+            return None
+        if accepted is None:
+            return None
+        sock, address = accepted
+        is_full = self.open >= self._max_connections or self.shaking >= MAX_HANDSHAKES
+        if is_full and not self._make_room():
+            sock.close()
+            self._reject("too_many", address, "the broker has no room for more connections")
+            return None
+        try:
+            set_tcp_options(sock)
+            sock.settimeout(0.0)
+        except OSError:
+            sock.close()  # it is gone already (reset between its SYN and our accept)
+            return None
+        return sock, address
+
+    def _make_room(self) -> bool:
+        """End the handshake that has waited longest for its peer, so that silent peers shut nobody out; False if there is none."""
+        oldest = next(iter(self._waiting), None)
+        if oldest is None:
+            return False
+        del self._waiting[oldest]  # it ends soon, so nobody else may count on its place
+        oldest.kill(_MadeRoomError("a newer connection needed its place"), block=False)
+        return True
+
+    def _accept_failed(self, exc: OSError) -> None:
+        if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            now = self._clock()
+            if now - self._last_files_line_at >= REJECTION_LINE_EVERY_S:
+                self._last_files_line_at = now
+                log.error("[Server] cannot accept: %s; trying again every 0.2 s", exc.strerror)
+            self.stop_accepting()
+            if self._resume is None:
+                self._resume = gevent.spawn_later(0.2, self._accept_again)
+        elif exc.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
+            self._on_fatal(f"the listener is broken: {exc}")
+        # Anything else (ECONNABORTED …) concerns one peer that went away: the next accept is as good as any.
+
+    def _accept_again(self) -> None:
+        self._resume = None
+        if self.started:
+            self.start_accepting()
+
+    def stop_listening(self) -> None:
+        """Accept nobody any more; connections live on."""
+        if self._resume is not None:
+            self._resume.kill(block=False)
+        self.close()
+
+    # -- one connection -----------------------------------------------------------------------------------------------------
+
+    def _shake_and_serve(self, sock: ssl.SSLSocket, address: tuple) -> None:
+        """Own a connection from accept to close; runs in its own greenlet, StreamServer closes the socket."""
+        self.open += 1
+        try:
+            if self._shake(sock, address):
+                self._serve(Stream(sock, self._clock), address)
+        finally:
+            self.open -= 1
+
+    def _shake(self, sock: ssl.SSLSocket, address: tuple) -> bool:
+        first_bytes = bytearray()
+        self.shaking += 1
+        try:
+            self._shake_hands(sock, first_bytes)
+        except _MadeRoomError as exc:
+            self._reject("too_many", address, str(exc))
+            return False
+        except (OSError, ValueError) as exc:
+            self._reject(rejection_reason(exc, bytes(first_bytes)), address, str(exc))
+            return False
+        finally:
+            self.shaking -= 1
+        if not check_alpn(sock):
+            self._reject("alpn", address, "the peer does not speak greenroom/1")
+            return False
+        self.handshakes += 1
+        return True
+
+    def _shake_hands(self, sock: ssl.SSLSocket, first_bytes: bytearray) -> None:
+        """Do the handshake, noting its first bytes. The deadline counts only the time spent waiting for the peer."""
+        left_s = HANDSHAKE_DEADLINE_S
+        events = 1
+        while True:
+            left_s -= self._wait_for_peer(sock, events, left_s)
+            if not first_bytes:
+                first_bytes += _peek(sock)
+            try:
+                with self._gate:
+                    if self._step(sock):
+                        return
+                events = 1
+            except ssl.SSLWantWriteError:
+                events = 2
+
+    def _wait_for_peer(self, sock: ssl.SSLSocket, events: int, within_s: float) -> float:
+        """Wait until the socket can be read (1) or written (2); returns how long that took. Raises TimeoutError."""
+        watcher = get_hub().loop.io(sock.fileno(), events)
+        began = perf_counter()
+        self._waiting[gevent.getcurrent()] = None
+        try:
+            with gevent.Timeout(within_s, TimeoutError("the handshake took too long")):
+                get_hub().wait(watcher)
+        finally:
+            self._waiting.pop(gevent.getcurrent(), None)
+            watcher.close()
+        return perf_counter() - began
+
+    def _step(self, sock: ssl.SSLSocket) -> bool:
+        """Work on the bytes that are there; returns True when the handshake is done. Switches after each slice of work."""
+        began = perf_counter()
+        try:
+            sock.do_handshake()
+            return True
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            self._gate_busy_s += perf_counter() - began
+            if self._gate_busy_s >= HANDSHAKE_SLICE_S:
+                self._gate_busy_s = 0.0
+                gevent.sleep(0.0005)  # sleep(0) would run more handshakes before the hub looks at its sockets
+
+    def _reject(self, reason: str, address: tuple, detail: str) -> None:
+        self.rejected[reason] += 1
+        now = self._clock()
+        peer = f"{address[0]}:{address[1]}" if address else "unknown"
+        self.recent.appendleft({"at": now, "peer": peer, "reason": reason})
+        self._unprinted += 1
+        if now - self._last_line_at >= REJECTION_LINE_EVERY_S:
+            more = f" (and {self._unprinted - 1} more since the last such line)" if self._unprinted > 1 else ""
+            log.warning("[Server] SSLError – rejected non-TLS connection: peer=%s reason=%s (%s)%s", peer, reason, detail, more)
+            self._last_line_at = now
+            self._unprinted = 0
+
+
+def _peek(sock: ssl.SSLSocket) -> bytes:
+    """Look at the first bytes without taking them: they tell an HTTP request from other garbage."""
+    try:
+        return socket.socket.recv(sock, 16, socket.MSG_PEEK)
+    except (OSError, ValueError, TypeError):
+        return b""

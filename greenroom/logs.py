@@ -1,0 +1,79 @@
+"""Logging set-up: one line an event, written by a real thread, so that a pipe nobody reads never stops the hub.
+
+Must not know what is logged, nor gevent: the caller brings the thread.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from _queue import SimpleQueue  # the native one also where gevent has patched `queue`: a real thread waits on it
+from typing import TextIO
+
+#: Lines that wait to be written; beyond it they are dropped and counted.
+MAX_LINES = 10_000
+
+
+class LineWriter(logging.Handler):
+    """Formats records at once and leaves writing to `run`, which the caller starts in a thread.
+
+    Attributes:
+        dropped: lines that were dropped because the reader of our output did not keep up.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.dropped = 0
+        self._dropped_told = 0
+        self._stream = stream
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line. Never blocks."""
+        if self._lines.qsize() >= MAX_LINES:
+            self.dropped += 1
+            return
+        try:
+            self._lines.put(self.format(record))
+        except Exception:  # a bad log call must not take down what it was logging
+            self.handleError(record)
+
+    def run(self) -> None:
+        """Write lines until `finish`; for a thread of its own."""
+        try:
+            while (line := self._lines.get()) is not None:
+                if self.dropped != self._dropped_told:
+                    self._tell_dropped()
+                self._stream.write(line + "\n")
+                if self._lines.empty():
+                    self._stream.flush()
+            self._stream.flush()
+        except (OSError, ValueError):
+            return  # nobody reads us any more; what comes is dropped at MAX_LINES
+
+    def _tell_dropped(self) -> None:
+        dropped = self.dropped
+        self._stream.write(f"({dropped - self._dropped_told} lines were dropped: nobody read our output)\n")
+        self._dropped_told = dropped
+
+    def finish(self) -> None:
+        """Have `run` return once what is queued is written."""
+        self._lines.put(None)
+
+
+def set_up(level: str, stream: TextIO = sys.stdout) -> LineWriter:
+    """Send all logging of this process to one LineWriter.
+
+    Args:
+        level: debug, info, warning or error.
+    """
+    if isinstance(stream, io.TextIOWrapper):
+        # A terminal that cannot show a character must not end the log.
+        stream.reconfigure(errors="backslashreplace")
+    writer = LineWriter(stream)
+    root = logging.getLogger()
+    root.handlers = [writer]
+    root.setLevel(level.upper())
+    return writer

@@ -1,0 +1,285 @@
+"""A table verb -> handler: what each request does. A handler checks items, makes one call of the engine, and answers.
+
+Used by sessions and, inside the process, by the web. No queue rules here, no sockets; long answers breathe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Protocol
+
+from greenroom import __version__, views
+from greenroom.dispatch import Dispatch
+from greenroom.engine import Engine
+from greenroom.errors import FullError, GreenroomError, KeyConflictError, StoreFullError, TooLargeError
+from greenroom.job import FINISHED_STATES, STATE_BY_LABEL, Job, NewJob, State, parse_new_job
+from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_value, parse_settle
+from greenroom.records import Lost, SettleItem, Submission
+from greenroom.sessions import Session
+from greenroom.waits import Wait, fitting
+
+
+class Caller(Protocol):
+    """Who asks: a connection with its session, or the web."""
+
+    session: Session | None
+    open_waits: set[Wait]
+
+    def answer(self, request_id: int, answer: dict | GreenroomError) -> None: ...
+    def notify(self, notice: dict) -> None: ...
+    def flush(self) -> None: ...
+
+    @property
+    def deliveries_written(self) -> bool:
+        """False while something sent may not have reached the peer's kernel."""
+
+
+def _guarded(dispatch: Dispatch, caller: Caller, request_id: int, work: Callable[[], None]) -> None:
+    """Run the part of a handler that had to wait for the store; its errors are answered like those of the first part."""
+    try:
+        work()
+    except GreenroomError as exc:
+        dispatch.batches.hold(caller, request_id, exc)
+    dispatch.after_call()
+    caller.flush()
+
+
+# -- producing --------------------------------------------------------------------------------------------------------------
+
+
+def _submit(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    items = request.fields["jobs"]
+    submission_id = request.fields["submission"]
+    if submission_id is None:
+        _store_jobs(dispatch, caller, request.id, items, None)
+        return
+    body_hash = hashlib.blake2b(pack_value(items), digest_size=16).digest()
+
+    def found(known: Submission | None) -> None:
+        def work() -> None:
+            if known is None:
+                _store_jobs(dispatch, caller, request.id, items, (submission_id, body_hash))
+            elif known.body_hash != body_hash:
+                raise KeyConflictError("this submission id was used with other jobs", field="submission")
+            else:
+                dispatch.batches.hold(caller, request.id, {"jobs": json.loads(known.outcome), "repeated": True})
+        _guarded(dispatch, caller, request.id, work)
+
+    dispatch.batches.find_submission(submission_id, found)
+
+
+def _store_jobs(dispatch: Dispatch, caller: Caller, request_id: int, items: list[object],
+                submission: tuple[bytes, bytes] | None) -> None:
+    dispatch.check_room()
+    if dispatch.store_full:
+        raise StoreFullError("the disk of the broker is nearly full", retry_after_s=10.0)
+    outcomes: list[object] = []
+    accepted: list[NewJob] = []
+    for item in items:
+        try:
+            accepted.append(parse_new_job(item, DEFAULT_LIMITS.payload))
+            outcomes.append(None)
+        except GreenroomError as exc:
+            outcomes.append(error_fields(exc))
+    now = dispatch.now()
+    stored = iter(dispatch.engine.submit(accepted, now))
+    for place, outcome in enumerate(outcomes):
+        if outcome is None:
+            result = next(stored)
+            outcomes[place] = result if type(result) is int else error_fields(result)
+    if submission is not None:
+        dispatch.batches.remember(Submission(*submission, json.dumps(outcomes), now))
+    dispatch.batches.note_payloads(sum(len(item.payload) for item in accepted))
+    dispatch.after_call()
+    dispatch.batches.hold(caller, request_id, {"jobs": outcomes})
+
+
+def _cancel(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    ids = request.fields["jobs"]
+    outcomes: list[object] = [_try_cancel(dispatch, job_id, None) for job_id in ids]
+    dispatch.after_call()
+
+    def loaded(jobs: dict[int, Job | Lost]) -> None:
+        for place, job_id in enumerate(ids):
+            if outcomes[place] is None:
+                outcomes[place] = _try_cancel(dispatch, job_id, jobs[job_id])
+        dispatch.after_call()
+        dispatch.batches.hold(caller, request.id, {"outcomes": outcomes})
+        caller.flush()
+
+    missing = [job_id for job_id, outcome in zip(ids, outcomes) if outcome is None]
+    _load_all(dispatch, missing, loaded)
+
+
+def _load_all(dispatch: Dispatch, ids: list[int], loaded: Callable[[dict[int, Job | Lost]], None]) -> None:
+    if ids:
+        dispatch.batches.load(list(dict.fromkeys(ids)), loaded)
+    else:
+        loaded({})
+
+
+def _try_cancel(dispatch: Dispatch, job_id: int, found: Job | Lost | None) -> object:
+    try:
+        return dispatch.engine.cancel(job_id, dispatch.now(), found)
+    except GreenroomError as exc:
+        return error_fields(exc)
+
+
+def _get(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    ids, with_payload = request.fields["jobs"], request.fields["payload"]
+
+    def found(jobs: dict[int, Job | Lost]) -> None:
+        shown = [_view_or_error(job_id, jobs[job_id], with_payload=with_payload) for job_id in ids]
+        fit = len(fitting(shown))
+        for place in range(fit, len(shown)):
+            error = error_fields(TooLargeError("the answer is too large with this job: ask for it alone"))
+            shown[place] = {"id": ids[place], "error": error}
+        dispatch.batches.hold(caller, request.id, {"jobs": shown})
+        caller.flush()
+
+    dispatch.find(ids, found, whole=with_payload)
+
+
+def _view_or_error(job_id: int, found: Job | Lost, *, with_payload: bool = False) -> dict:
+    if isinstance(found, Lost):
+        try:
+            Engine.check_there(job_id, found)
+        except GreenroomError as exc:
+            return {"id": job_id, "error": error_fields(exc)}
+    return views.view(found, with_payload=with_payload, with_result=True)
+
+
+def _wait(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    if len(caller.open_waits) >= DEFAULT_LIMITS.waits:
+        raise FullError(f"{len(caller.open_waits)} waits are open, the cap", retry_after_s=1.0)
+    ids = list(dict.fromkeys(request.fields["jobs"]))
+    deadline = dispatch.now() + request.fields["wait"]
+
+    def found(jobs: dict[int, Job | Lost]) -> None:
+        over = [_view_or_error(job_id, job) for job_id, job in jobs.items()
+                if isinstance(job, Lost) or job.state in FINISHED_STATES]
+        if over or deadline <= dispatch.now():
+            dispatch.batches.hold(caller, request.id, {"jobs": fitting(over)})
+            caller.flush()
+        elif caller.is_open:
+            dispatch.waits.add(Wait(caller, request.id, ids), deadline)
+
+    dispatch.find(ids, found)
+
+
+# -- working ----------------------------------------------------------------------------------------------------------------
+
+
+def _reserve(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    fields = request.fields
+    dispatch.engine.reserve(caller.session, request.id, fields["n"], fields["queues"], fields["tasks"], fields["wait"],
+                            dispatch.now())
+    dispatch.after_call()
+
+
+def _settle(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    dispatch.engine.saw(caller.session, dispatch.now())
+    outcomes: list[object] = []
+    items: list[SettleItem] = []
+    places: list[int] = []
+    for place, item in enumerate(request.fields["leases"]):
+        try:
+            items.append(parse_settle(item, DEFAULT_LIMITS.result))
+            places.append(place)
+            outcomes.append(None)
+        except GreenroomError as exc:
+            outcomes.append(error_fields(exc))
+    _apply_settles(dispatch, items, places, outcomes, {})
+    missing = [(item, place) for item, place in zip(items, places) if outcomes[place] is None]
+
+    def loaded(jobs: dict[int, Job | Lost]) -> None:
+        _apply_settles(dispatch, [item for item, _ in missing], [place for _, place in missing], outcomes, jobs)
+        dispatch.batches.hold(caller, request.id, {"outcomes": outcomes})
+        caller.flush()
+
+    _load_all(dispatch, [item.job for item, _ in missing], loaded)
+
+
+def _apply_settles(dispatch: Dispatch, items: list[SettleItem], places: list[int], outcomes: list[object],
+                   loaded: dict[int, Job | Lost]) -> None:
+    results = dispatch.engine.settle(items, dispatch.now(), loaded)
+    dispatch.after_call()
+    for place, result in zip(places, results):
+        outcomes[place] = error_fields(result) if isinstance(result, GreenroomError) else result
+
+
+def _heartbeat(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    lost, cancel = dispatch.engine.heartbeat(caller.session, request.fields["leases"], dispatch.now(),
+                                             deliveries_written=caller.deliveries_written)
+    dispatch.after_call()
+    caller.answer(request.id, {"lost": lost, "cancel": cancel})
+
+
+def _extend(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    dispatch.engine.saw(caller.session, dispatch.now())
+    outcomes = dispatch.engine.extend(request.fields["leases"], request.fields["for"], dispatch.now())
+    dispatch.after_call()
+    dispatch.batches.hold(caller, request.id, {"outcomes": [
+        error_fields(outcome) if isinstance(outcome, GreenroomError) else outcome for outcome in outcomes]})
+
+
+# -- watching ---------------------------------------------------------------------------------------------------------------
+
+
+def _jobs(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    fields = request.fields
+    filters = {name: fields[name] for name in ("queue", "task", "worker") if fields[name] is not None}
+    before, limit, state = fields["before"], fields["limit"], fields["state"]
+    if state == State.RUNNING.label:
+        jobs, next_id = _running_page(dispatch, filters, before, limit)
+    else:
+        dispatch.wait_for_commit(5.0)
+        rows, next_id = dispatch.read_page(before=before, limit=limit, state=state, **filters)
+        jobs = [dispatch.in_memory(job.id) or job for job in rows]
+        if state is not None:
+            jobs = [job for job in jobs if job.state is STATE_BY_LABEL[state]]
+    shown = [views.small_view(job, with_payload=fields["payload"]) for job in jobs]
+    dispatch.batches.hold(caller, request.id, {"jobs": shown, "next": next_id})
+
+
+def _running_page(dispatch: Dispatch, filters: dict[str, str], before: int | None,
+                  limit: int) -> tuple[list[Job], int | None]:
+    """Running jobs are listed from memory: the store records them as queued."""
+    running = [lease.job for session in dispatch.engine.sessions.values() for lease in session.leases.values()]
+    matching = sorted((job for job in running if (before is None or job.id < before)
+                       and all(getattr(job, name) == value for name, value in filters.items())),
+                      key=lambda job: -job.id)
+    return matching[:limit], matching[limit - 1].id if len(matching) > limit else None
+
+
+def _queues(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    dispatch.batches.hold(caller, request.id, views.queues(dispatch.engine, dispatch.breathe))
+
+
+def _workers(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    dispatch.batches.hold(caller, request.id, views.workers(dispatch.engine))
+
+
+def _stats(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    shown = views.counts(dispatch.engine, dispatch.breathe)
+    batches = dispatch.batches
+    shown.update(now=dispatch.now(), started_at=dispatch.started_at, version=__version__, store={
+        "commits": batches.commits, "rows": batches.rows, "batch_rows": batches.last_rows,
+        "commit_ms": round(dispatch.commit_s * 1000, 3)}, hub={
+        "lag_ms": round(dispatch.lag_s * 1000, 3), "max_lag_ms": round(dispatch.max_lag_s * 1000, 3)},
+        requeued_by=dict(dispatch.engine.requeued_by))
+    dispatch.batches.hold(caller, request.id, shown)
+
+
+def _ping(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    caller.answer(request.id, {"now": dispatch.now()})
+
+
+#: `hello` and `bye` belong to the connection and are in session.py.
+HANDLERS: dict[str, Callable[[Dispatch, Caller, Request], None]] = {
+    "submit": _submit, "cancel": _cancel, "get": _get, "wait": _wait, "reserve": _reserve, "settle": _settle,
+    "heartbeat": _heartbeat, "extend": _extend, "jobs": _jobs, "queues": _queues, "workers": _workers, "stats": _stats,
+    "ping": _ping,
+}

@@ -1,0 +1,119 @@
+"""The dashboard of a real broker in a real Chromium. The scenarios are in browser_scenarios.py, which runs unpatched beside us."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+SCENARIOS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "browser_scenarios.py")
+DEADLINE_S = 90
+EVIL = "<img src=x onerror=\"window.pwned=1;alert(1)\"><script>window.pwned=2</script>'\u202e\"</script>"
+
+EVIL_TASKS = '''
+from greenroom.tasks import register_task
+
+EVIL = {evil!r}
+
+
+class EvilError(Exception):
+    pass
+
+
+EvilError.__name__ = EVIL[:100]
+
+
+def fail(payload):
+    raise EvilError(EVIL)
+
+
+register_task("evil_result", lambda payload: {{EVIL: EVIL, "list": [EVIL, payload]}})
+register_task("evil_text", lambda payload: EVIL)
+register_task("evil_error", fail)
+'''
+
+
+def find_chromium() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(autouse=True)
+def browser_is_there() -> None:
+    """Skip where there is no browser; with CI set that is a failure."""
+    missing = [name for name, there in (("chromium", find_chromium()), ("playwright", importlib.util.find_spec("playwright"))) if not there]
+    if missing:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{' and '.join(missing)} not installed")
+
+
+def run_scenario(broker: object, name: str, facts: dict | None = None, actions: dict[str, Callable[[], object]] | None = None) -> None:
+    """Run a scenario; when it prints a word, do the action of that name and let it go on."""
+    command = [sys.executable, SCENARIOS, find_chromium(), f"http://127.0.0.1:{broker.web_port}/", name, json.dumps(facts or {})]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for word in actions or {}:
+            assert child.stdout.readline().strip() == word, child.communicate(timeout=DEADLINE_S)[1]
+            actions[word]()
+            child.stdin.write("done\n")
+            child.stdin.flush()
+        errors = child.communicate(timeout=DEADLINE_S)[1]
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == 0, errors
+
+
+def submit(broker: object, task: str, payload: object, **options: object) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", broker.web_port, timeout=20)
+    body = json.dumps({"task": task, "payload": payload, **options})
+    connection.request("POST", "/api/submit", body, {"Content-Type": "application/json"})
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer["id"]
+
+
+@pytest.mark.parametrize("name", ["submit_from_the_form_and_watch_it", "results_are_exact", "the_keyboard_is_enough",
+                                  "wrong_input_is_told_at_its_field", "without_events_the_page_polls_and_comes_back"])
+def test_with_one_worker(broker: object, start_worker: object, name: str) -> None:
+    start_worker()
+
+    run_scenario(broker, name)
+
+
+def test_without_a_worker_the_page_says_how_to_start_one(broker: object) -> None:
+    run_scenario(broker, "without_a_worker_the_page_says_how_to_start_one")
+
+
+@pytest.mark.parametrize("name", ["everything_fits_1440_by_900", "nothing_scrolls_sideways_on_a_phone", "text_has_contrast_in_both_themes"])
+def test_with_jobs_in_every_state(broker: object, start_worker: object, name: str) -> None:
+    start_worker()
+    for n in range(10):
+        submit(broker, "fibonacci", {"n": n})
+    submit(broker, "fibonacci", {"n": -1})
+    submit(broker, "a_task_that_nobody_has.and_a_long_name", {}, queue="a-queue-with-a-rather-long-name")
+    submit(broker, "fibonacci", {"n": 1}, delay=3600)
+    submit(broker, "slow_task", {"seconds": 30})
+
+    run_scenario(broker, name)
+
+
+def test_hostile_text_in_every_field_stays_text(broker: object, start_worker: object, tmp_path: object) -> None:
+    module = tmp_path / "evil_tasks.py"
+    module.write_text(EVIL_TASKS.format(evil=EVIL), encoding="utf-8")
+    start_worker(tasks=str(module))
+
+    jobs = [submit(broker, task, {EVIL: [EVIL, {"deep": EVIL}]}) for task in ("evil_result", "evil_text", "evil_error")]
+
+    run_scenario(broker, "hostile_text_stays_text", {"jobs": jobs, "text": "window.pwned=2"})
+
+
+def test_the_page_recovers_after_a_restart(broker: object, start_worker: object) -> None:
+    start_worker()
+
+    run_scenario(broker, "the_page_recovers_after_a_restart", actions={"kill": broker.kill, "restart": broker.restart})

@@ -1,0 +1,230 @@
+"""The REST routes: check a request, run one protocol verb, shape its reply. No rule of the queue lives here.
+
+docs/rest.md is the contract. Cross-cutting checks (host, cross-site) and headers are in app.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import parse_qsl
+
+import bottle
+
+from greenroom.errors import GreenroomError, InternalError, from_wire
+from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL
+from greenroom.protocol import pack_value
+from greenroom.webui import shapes
+from greenroom.webui.answers import JSON_TYPE, Refused, dump_json, error_answer
+from greenroom.webui.http_head import MAX_BODY_BYTES
+from greenroom.webui.live import Live
+
+log = logging.getLogger(__name__)
+
+MAX_PAGE = 200
+SUBMIT_FIELDS = ("task", "payload", "priority", "queue", "delay", "run_at")
+COVERAGE_S = 1.0  # how long the answer to "who can run this task" is kept: a warning may be that old
+
+Call = Callable[[str, dict], dict]
+
+
+def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], live: Live,
+               ready: Callable[[], str | None]) -> None:
+    """Add the routes of docs/rest.md to a bottle application; the arguments are those of app.make_app."""
+    api = _Api(call, security)
+
+    def route(path: str, handler: Callable[..., dict], method: str = "GET") -> None:
+        app.route(path, method, _answered(handler))
+
+    route("/api/stats", api.stats)
+    route("/api/workers", api.workers)
+    route("/api/queues", api.queues)
+    route("/api/jobs", api.jobs)
+    route("/api/jobs/<number>", api.job)
+    route("/api/submit", api.submit, "POST")
+    route("/api/jobs/<number>/cancel", api.cancel, "POST")
+    route("/api/security", api.security)
+    route("/api/events", lambda: _events(live))
+    route("/healthz", lambda: {"status": "ok"})
+    route("/readyz", lambda: _readiness(ready))
+
+
+def _answered(handler: Callable[..., dict]) -> Callable[..., bytes | Iterator[bytes]]:
+    """Make a bottle handler that answers a dict as JSON and every exception as an error of the contract."""
+    def answer(**parts: str) -> bytes | Iterator[bytes]:
+        try:
+            result = handler(**parts)
+        except GreenroomError as exc:
+            return refuse(exc)
+        except Exception:
+            log.exception("a web request failed path=%r", bottle.request.path)
+            return refuse(InternalError("an unexpected error; the broker's log has the details"))
+        if not isinstance(result, dict):
+            return result
+        bottle.response.content_type = JSON_TYPE
+        return dump_json(result)
+    return answer
+
+
+def refuse(error: GreenroomError) -> bytes:
+    """Set the current bottle response to an error and return its body."""
+    status, headers, body = error_answer(error)
+    bottle.response.status = status
+    for name, value in headers:
+        bottle.response.set_header(name, value)
+    return body
+
+
+class _Api:
+    """The routes that run verbs."""
+
+    def __init__(self, call: Call, security: Callable[[], dict]) -> None:
+        self._call = call
+        self._security = security
+        self._covered: list[tuple[frozenset | None, frozenset | None]] | None = []  # tasks, queues of each worker; None: too many
+        self._covered_at = float("-inf")  # monotonic
+
+    def stats(self) -> dict:
+        _no_query()
+        return shapes.stats(self._call("stats", {}))
+
+    def workers(self) -> dict:
+        _no_query()
+        reply = self._call("workers", {})
+        return {"workers": reply["workers"], "total": reply["total"]}
+
+    def security(self) -> dict:
+        _no_query()
+        return self._security()
+
+    def queues(self) -> dict:
+        _no_query()
+        reply = self._call("queues", {})
+        return {"queues": reply["queues"], "total": reply["total"]}
+
+    def jobs(self) -> dict:
+        fields: dict[str, object] = {"limit": 50, **_query("state", "queue", "task", "worker", "before", "limit"), "payload": True}
+        if fields.get("state", "queued") not in STATE_BY_LABEL:
+            raise Refused("INVALID", f"state must be one of {', '.join(STATE_BY_LABEL)}", field="state")
+        fields["limit"] = _integer("limit", fields["limit"], MAX_PAGE)
+        if "before" in fields:
+            fields["before"] = _integer("before", fields["before"], NUMBER_LIMIT - 1)
+        reply = self._call("jobs", fields)
+        return {"jobs": [shapes.job_row(view) for view in reply["jobs"]], "next": reply.get("next")}
+
+    def job(self, number: str) -> dict:
+        _no_query()
+        job_id = _integer("id", number, NUMBER_LIMIT - 1)
+        view = self._call("get", {"jobs": [job_id], "payload": True})["jobs"][0]
+        if "state" not in view:
+            raise from_wire(view["error"])
+        return {"job": shapes.job_detail(view)}
+
+    def submit(self) -> dict:
+        body = _body(*SUBMIT_FIELDS)
+        if "payload" in body:
+            try:
+                body["payload"] = pack_value(shapes.payload_value(body["payload"]))
+            except ValueError as exc:
+                raise Refused("INVALID", f"payload is {exc}", field="payload") from None
+        outcome = self._call("submit", {"jobs": [body]})["jobs"][0]
+        if isinstance(outcome, dict):
+            raise from_wire(outcome.get("error", outcome))
+        bottle.response.status = 201
+        bottle.response.set_header("Location", f"/api/jobs/{outcome}")
+        return {"id": outcome, **self._after_submit(outcome, body["task"], body.get("queue", "default"))}
+
+    def _after_submit(self, job_id: int, task: str, queue: str) -> dict:
+        """Return what is nice to know about a stored job. The job is stored: nothing here may turn that into an error."""
+        try:
+            known = {"state": self._call("get", {"jobs": [job_id]})["jobs"][0].get("state", "queued")}
+            if not self._is_covered(task, queue):
+                known["warning"] = f"no connected worker has the task {task} for the queue {queue}; the job waits for one"
+        except GreenroomError:
+            return {"state": "queued"}
+        return known
+
+    def _is_covered(self, task: str, queue: str) -> bool:
+        if time.monotonic() - self._covered_at > COVERAGE_S:
+            reply = self._call("workers", {})
+            self._covered = None if reply["total"] > len(reply["workers"]) else [
+                (_name_set(worker["tasks"]), _name_set(worker["queues"])) for worker in reply["workers"]
+                if worker["status"] != "lost"]
+            self._covered_at = time.monotonic()
+        return self._covered is None or any((tasks is None or task in tasks) and (queues is None or queue in queues)
+                                            for tasks, queues in self._covered)
+
+    def cancel(self, number: str) -> dict:
+        job_id = _integer("id", number, NUMBER_LIMIT - 1)
+        _body()
+        outcome = self._call("cancel", {"jobs": [job_id]})["outcomes"][0]
+        if isinstance(outcome, dict):
+            raise from_wire(outcome.get("error", outcome))
+        return {"id": job_id, "outcome": outcome}
+
+
+def _name_set(names: list[str] | None) -> frozenset | None:
+    return None if names is None else frozenset(names)
+
+
+def _events(live: Live) -> Iterator[bytes]:
+    _no_query()
+    stream = live.watch()
+    bottle.response.content_type = "text/event-stream"
+    bottle.response.set_header("Cache-Control", "no-store")
+    bottle.response.set_header("X-Accel-Buffering", "no")
+    return stream
+
+
+def _readiness(ready: Callable[[], str | None]) -> dict:
+    reason = ready()
+    if reason is not None:
+        raise Refused("NOT_READY", reason)
+    return {"status": "ready"}
+
+
+def _query(*allowed: str) -> dict[str, str]:
+    """Return the query's parameters; unknown and repeated ones are refused by name."""
+    try:
+        pairs = parse_qsl(bottle.request.environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="strict",
+                          max_num_fields=len(allowed) + 8)
+    except ValueError:
+        raise Refused("INVALID", "the query is not UTF-8, or has too many parameters") from None
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in allowed:
+            raise Refused("INVALID", f"there is no parameter {name[:100]!r} here", field=name[:100])
+        if name in found:
+            raise Refused("INVALID", f"{name} is there twice", field=name)
+        found[name] = value
+    return found
+
+
+def _no_query() -> None:
+    _query()
+
+
+def _integer(name: str, text: str | int, limit: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,16}", str(text)) or not 1 <= int(text) <= limit:
+        raise Refused("INVALID", f"{name} must be an integer from 1 to {limit}", field=name)
+    return int(text)
+
+
+def _body(*allowed: str) -> dict[str, object]:
+    """Return the JSON object in the body; nothing at all counts as an empty one. Unknown fields are refused by name."""
+    _no_query()
+    environ = bottle.request.environ
+    if environ.get("CONTENT_TYPE", "").split(";")[0].strip().lower() != "application/json":
+        raise Refused("CONTENT_TYPE", "a change must be sent as application/json")
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    if length > MAX_BODY_BYTES:
+        raise Refused("TOO_LARGE", f"the body has {length} bytes, the limit is {MAX_BODY_BYTES}")
+    body = shapes.load_json(environ["wsgi.input"].read(length)) if length else {}
+    if not isinstance(body, dict):
+        raise Refused("INVALID", "the body must be a JSON object")
+    for name in body:
+        if name not in allowed:
+            raise Refused("INVALID", f"there is no field {name[:100]!r} here", field=name[:100])
+    return body

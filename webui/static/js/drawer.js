@@ -1,0 +1,96 @@
+// The job drawer: everything about one job, and its cancel button.
+
+import { useEffect, useRef, useState } from "../vendor/preact-hooks.js";
+import { count, exact, length, shownBlock, visible } from "./format.js";
+import { api, post } from "./live.js";
+import { beat, openJob, stats } from "./state.js";
+import { Icon, JobBadges, Priority, When, html } from "./ui.js";
+
+const FINISHED = ["completed", "failed", "cancelled", "expired"];
+
+/** The job {id, job?, refusal?}, asked for when opened and with all news until it is finished. */
+function useJob(id) {
+  const [known, setKnown] = useState({});
+  const current = known.id === id ? known : {};
+  const isOver = current.job && FINISHED.includes(current.job.state);
+  useEffect(() => {
+    if (id === null || isOver) return undefined;
+    let wanted = true;
+    api(`/api/jobs/${id}`).then(
+      (answer) => { if (wanted) setKnown({ id, job: answer.job }); },
+      (refusal) => { if (wanted && (refusal.status || !current.job)) setKnown({ id, job: current.job, refusal }); });
+    return () => { wanted = false; };
+  }, [id, isOver, beat.value]);
+  return current;
+}
+
+export function Drawer() {
+  const id = openJob.value;
+  const { job, refusal } = useJob(id);
+  const dialog = useRef(null);
+  useEffect(() => {
+    if (id !== null && !dialog.current.open) dialog.current.showModal();
+    if (id === null && dialog.current.open) dialog.current.close();
+  }, [id]);
+  const close = () => { openJob.value = null; };
+  return html`<dialog class="drawer" ref=${dialog} aria-labelledby="h-drawer" onClose=${close} onClick=${(e) => { if (e.target === dialog.current) close(); }}>
+    ${id !== null && html`<div class="sheet">
+      <div class="head"><h2 id="h-drawer">Job #${id}${job ? html` <bdi class="mono">${job.task}</bdi>` : ""}</h2>
+        <button type="button" class="quiet" onClick=${close} aria-label="Close"><${Icon} name="close" /></button></div>
+      ${refusal && html`<p class="banner tone-bad">${refusal.message}</p>`}
+      ${job && html`<${Details} key=${id} job=${job} />`}
+    </div>`}
+  </dialog>`;
+}
+
+function Details({ job }) {
+  const [said, setSaid] = useState("");
+  const cancel = async () => {
+    try {
+      const { outcome } = await post(`/api/jobs/${job.id}/cancel`);
+      setSaid(outcome === "requested" ? "The worker was asked to stop." : "Cancelled: it will never run.");
+    } catch (error) {
+      setSaid(error.message);
+    }
+  };
+  return html`<div class="state"><${JobBadges} job=${job} /><${Priority} value=${job.priority} />
+      <span class="grow"></span>
+      ${!FINISHED.includes(job.state) && html`<button type="button" class="danger" disabled=${job.cancel_requested} onClick=${cancel}>Cancel job</button>`}</div>
+    <p role="status" class="said">${said}</p>
+    <${WhyWaiting} job=${job} />
+    <${Facts} job=${job} />
+    ${job.error && html`<h3>Error</h3><p class="error"><b><bdi>${visible(job.error.name)}</bdi></b> <bdi>${visible(job.error.message)}</bdi></p>
+      ${job.error.traceback && html`<pre class="block" tabindex="0" aria-label="Traceback">${visible(job.error.traceback)}</pre>`}`}
+    ${job.state === "completed" && html`<${Block} title="Result" shown=${job.result} bytes=${job.result_bytes} />`}
+    <${Block} title="Payload" shown=${job.payload} bytes=${job.payload_bytes} />`;
+}
+
+function WhyWaiting({ job }) {
+  if (job.state !== "queued" || !stats.value) return null;
+  const task = stats.value.tasks.find((entry) => entry.task === job.task);
+  if (task && task.workers === 0) return html`<p class="banner tone-warn"><${Icon} name="warn" />No connected worker has this task.</p>`;
+  return html`<p class="muted">Waits for a worker; ${count(stats.value.queued)} jobs are queued in all.</p>`;
+}
+
+function Facts({ job }) {
+  const ran = job.started_at && (job.finished_at || null);
+  const rows = [
+    ["Queue", html`<bdi class="mono">${job.queue}</bdi>`],
+    ["Worker", job.worker ? html`<bdi class="mono">${job.worker}</bdi>` : "none yet"],
+    ["Submitted", html`<${Moment} at=${job.submitted_at} />`],
+    job.run_at && ["Not before", html`<${Moment} at=${job.run_at} />`],
+    ["Started", html`<${Moment} at=${job.started_at} />`],
+    ["Finished", html`<${Moment} at=${job.finished_at} />`],
+    job.started_at && ["Waited", length(job.started_at - Math.max(job.submitted_at, job.run_at || 0))],
+    ran && ["Ran", length(job.finished_at - job.started_at)],
+    ["Attempts", `${count(job.attempt)}, of them lost ${count(job.crashes)}`],
+    ["Requeued", `${count(job.requeues)} ${job.requeues === 1 ? "time" : "times"}`],
+    ["Encoding", job.encoding],
+  ].filter(Boolean);
+  return html`<dl class="facts">${rows.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;
+}
+
+const Moment = ({ at }) => html`<${When} at=${at} />${at ? html` <span class="muted">${exact(at).split(" · ")[0]}</span>` : ""}`;
+
+const Block = ({ title, shown, bytes }) => html`<h3>${title} <span class="muted">${count(bytes)} bytes</span></h3>
+  ${shown ? html`<pre class="block" tabindex="0" aria-label=${title}>${shownBlock(shown)}</pre>` : html`<p class="muted">not there</p>`}`;
