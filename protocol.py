@@ -24,9 +24,11 @@ HEADER = struct.Struct(">I")
 #: Before the greeting nobody may make us keep more than this. A worker that comes back with 1,000 leases needs 20 kB.
 HELLO_FRAME_BYTES = 64 * 1024
 
-#: A frame's body may hold so many values in lists and maps: a submit of 1,000 jobs with every option has 8,000. Without it a
-#: frame of empty lists costs 200 ms to decode (reliability.md 5.3).
-MAX_VALUES = 16_000
+#: A request may hold so many values in its lists and maps: a submit of 1,000 jobs with every option has 8,000. Without it a frame of
+#: empty lists costs the broker's hub 200 ms.
+MAX_REQUEST_VALUES = 16_000
+#: An answer may hold more: 1,000 views have 25,000.
+MAX_ANSWER_VALUES = 250_000
 MAX_MAP_ENTRIES = 32
 
 
@@ -92,13 +94,15 @@ class FrameReader:
 
     Attributes:
         max_frame: bytes of a body that are accepted; may be raised after the greeting.
+        max_values: values in a body that are accepted; the broker reads requests, everybody else answers.
         failed: the ProtocolError that ended the stream, or None. Messages before the bad frame are still returned.
     """
 
-    __slots__ = ("max_frame", "failed", "_buffer", "_need", "_values_left")
+    __slots__ = ("max_frame", "max_values", "failed", "_buffer", "_need", "_values_left")
 
-    def __init__(self, max_frame: int = DEFAULT_LIMITS.frame) -> None:
+    def __init__(self, max_frame: int = DEFAULT_LIMITS.frame, max_values: int = MAX_ANSWER_VALUES) -> None:
         self.max_frame = max_frame
+        self.max_values = max_values
         self.failed: ProtocolError | None = None
         self._buffer = b""
         self._need = 4  # bytes in the buffer without which parsing again makes no sense
@@ -147,7 +151,7 @@ class FrameReader:
         return messages
 
     def _decode(self, body: bytes) -> dict:
-        self._values_left = MAX_VALUES
+        self._values_left = self.max_values
         message = msgpack.unpackb(
             body, strict_map_key=True, max_array_len=DEFAULT_LIMITS.list, max_map_len=MAX_MAP_ENTRIES, max_ext_len=0,
             ext_hook=_refuse_extension, object_pairs_hook=self._take_map, list_hook=self._take_list)
@@ -158,7 +162,7 @@ class FrameReader:
     def _take_map(self, pairs: list[tuple[str, object]]) -> dict:
         self._values_left -= len(pairs) + 1
         if self._values_left < 0:
-            raise ValueError(f"more than {MAX_VALUES} values")
+            raise ValueError(f"more than {self.max_values} values")
         taken = dict(pairs)
         if len(taken) != len(pairs):
             raise ValueError("a key stands twice in a map")
@@ -168,7 +172,7 @@ class FrameReader:
     def _take_list(self, items: list) -> list:
         self._values_left -= len(items) + 1
         if self._values_left < 0:
-            raise ValueError(f"more than {MAX_VALUES} values")
+            raise ValueError(f"more than {self.max_values} values")
         return items
 
 

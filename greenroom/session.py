@@ -16,7 +16,7 @@ from greenroom.dispatch import Dispatch
 from greenroom.errors import (
     DeadlineError, DeniedError, GreenroomError, InternalError, InvalidError, ProtocolError, UnknownOutcomeError)
 from greenroom.protocol import (
-    DEFAULT_LIMITS, HELLO_FRAME_BYTES, WORKER_VERBS, FrameEncoder, FrameReader, Request, choose_version, error_fields,
+    DEFAULT_LIMITS, HELLO_FRAME_BYTES, MAX_REQUEST_VALUES, WORKER_VERBS, FrameEncoder, FrameReader, Request, choose_version, error_fields,
     parse_request)
 from greenroom.sessions import Session
 from greenroom.stream import Stream
@@ -59,7 +59,7 @@ class Connection:
         self.address = address
         self._owner = owner
         self._dispatch = dispatch
-        self._frames = FrameReader(HELLO_FRAME_BYTES)
+        self._frames = FrameReader(HELLO_FRAME_BYTES, MAX_REQUEST_VALUES)
         self._internal_errors = 0
         self._said_bye = False
 

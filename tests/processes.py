@@ -231,6 +231,8 @@ class RawPeer:
             raise ConnectionError("the broker closed the connection")
         for message in self.frames.feed(data):
             (self.notices if "notice" in message else self.messages).append(message)
+        if self.frames.failed is not None:
+            raise self.frames.failed
 
     def call(self, verb: str, **fields: object) -> dict:
         """Send a request and return its reply."""

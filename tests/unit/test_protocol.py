@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from greenroom import protocol
 from greenroom.errors import (BusyError, InvalidError, LeaseLostError, ProtocolError, TooLargeError, UnknownVerbError,
                               VersionError, from_wire)
-from greenroom.protocol import (FrameEncoder, FrameReader, check_size, choose_version, encode_frame, error_fields, pack_value,
+from greenroom.protocol import (MAX_REQUEST_VALUES, FrameEncoder, FrameReader, check_size, choose_version, encode_frame, error_fields, pack_value,
                                 parse_request, parse_settle, unpack_value)
 from greenroom.records import SettleItem
 
@@ -27,7 +27,7 @@ def framed(body: bytes) -> bytes:
 
 
 def fed(*chunks: bytes, max_frame: int = 4 * 2**20) -> tuple[list[dict], ProtocolError | None]:
-    reader = FrameReader(max_frame)
+    reader = FrameReader(max_frame, MAX_REQUEST_VALUES)
     messages = [message for chunk in chunks for message in reader.feed(chunk)]
     return messages, reader.failed
 
@@ -107,6 +107,13 @@ def test_the_bounds_on_lists_maps_and_values_can_be_reached() -> None:
     wide = {str(number): number for number in range(32)}
 
     assert fed(encode_frame({"verb": "submit", "id": 1, "jobs": [job] * 1000}) + encode_frame(wide))[1] is None
+
+
+def test_a_peer_takes_an_answer_with_a_thousand_views_that_no_request_may_have() -> None:
+    views = {"id": 1, "jobs": [{f"field{number}": number for number in range(20)}] * 1000}
+    reader = FrameReader()
+
+    assert reader.feed(encode_frame(views)) == [views] and fed(encode_frame(views))[1] is not None
 
 
 @pytest.mark.parametrize("length, is_bad", [(0, True), (1001, True), (2**32 - 1, True), (1000, False)])
