@@ -260,29 +260,39 @@ class Engine(LeaseRules):
         size = 0
         is_blocked = False
         while len(taken) < wanted:
-            if not self.fences.left:
-                is_blocked = True  # add_numbers goes on from here
-                break
             lane = group.best_lane()
-            if lane is None:
+            if lane is None or (taken and size + lane.head_bytes > self.caps.reserve_bytes):
                 break
-            job = lane.head()
-            if job is None or job.payload is None:
-                self._ask_refill(lane)
-                is_blocked = True
+            if not self.fences.left or not lane.is_head_ready:
+                is_blocked = True  # refilled, or add_numbers, goes on from here
+                if self.fences.left:
+                    self._ask_refill(lane)
                 break
-            if taken and size + job.payload_bytes > self.caps.reserve_bytes:
-                break
-            lane.pop(job)
-            size += job.payload_bytes
-            self._grant(job, session, now)
-            taken.append(job)
+            size += self._take_run(lane, group.rival_rank(), session, wanted, size, taken, now)
             if lane.wants_refill:
                 self._ask_refill(lane)
         if taken:
             self._unpark(session, answer=False)
             self.effects.deliveries.append(Delivery(session, parked.request_id, taken))
         return is_blocked
+
+    def _take_run(self, lane: Lane, rival_rank: int, session: Session, wanted: int, size: int, taken: list[Job],
+                  now: float) -> int:
+        """Grant jobs of one lane as long as they come before every other lane's; returns their payload bytes."""
+        begun_with = size
+        job = lane.head()
+        while True:
+            lane.pop(job)
+            size += job.payload_bytes
+            self._grant(job, session, now)
+            taken.append(job)
+            if len(taken) == wanted or not self.fences.left:
+                break
+            job = lane.head()
+            if (job is None or job.rank > rival_rank or job.payload is None
+                    or size + job.payload_bytes > self.caps.reserve_bytes):
+                break
+        return size - begun_with
 
     # -- windows ------------------------------------------------------------------------------------------------------------
 

@@ -85,6 +85,10 @@ class Group:
                 heapreplace(heap, (actual, self._seq, lane))
         return None
 
+    def rival_rank(self) -> int:
+        """Return a rank that no lane but the best one competes with a lower one than. Follows `best_lane`."""
+        return min((entry[0] for entry in self._heap[1:3]), default=ABOVE_ALL)
+
 
 class Groups:
     """All groups, and their ties to all lanes."""

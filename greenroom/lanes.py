@@ -188,6 +188,18 @@ class Lane:
             return returned[0][2]
         return first
 
+    @property
+    def is_head_ready(self) -> bool:
+        """True if the first job is in memory with its payload; else the store must be asked."""
+        first = self.head()
+        return first is not None and first.payload is not None
+
+    @property
+    def head_bytes(self) -> int:
+        """Payload bytes of the first job in memory, 0 if there is none."""
+        first = self.head()
+        return first.payload_bytes if first is not None else 0
+
     def _first_in_bands(self) -> Job | None:
         while self._priorities:
             band = self._bands[self._priorities[0]]
