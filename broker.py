@@ -57,7 +57,7 @@ WEB_HOST = "127.0.0.1"
 #: A stopping broker ends within this, whatever peers and disks do.
 STOP_WITHIN_S = 10.0
 CALL_DEADLINE_S = 30.0
-SWITCH_INTERVAL_S = float(os.environ.get("SWI", "0.0005"))
+SWITCH_INTERVAL_S = 0.0005
 #: Certificates that end sooner are warned about at start.
 WARN_DAYS = 14
 
@@ -103,6 +103,7 @@ class Broker:
         self.ended = Event()  # set when the process should end
         self.exit_code = 0
         self._stopping = False
+        self._watcher: gevent.Greenlet | None = None
         self.context = server_context(settings.cert, settings.key, settings.client_ca or None)
         # The standard library's SSLContext would block the whole hub at the first idle peer.
         assert type(self.context).__module__.startswith("gevent."), "the standard library is not patched"
@@ -118,7 +119,7 @@ class Broker:
         self.sessions = Sessions(self.dispatch)
         self.listener = Listener(
             (settings.host, settings.port), self.context, self.sessions.serve, clock.now,
-            max_connections=_connection_limit(settings.max_connections), on_fatal=self.fail)
+            max_connections=_connection_limit(settings.max_connections))
         self.web = None
         self.live = Live(self.call, self.security, lambda: self.dispatch.batches.changes)
 
@@ -179,7 +180,18 @@ class Broker:
             self.listener.stop_listening()
             self.dispatch.stop(1.0)
             raise
+        self._watcher = gevent.spawn(self._watch_listeners)
         self._say_where(len(restored.leases))
+
+    def _watch_listeners(self) -> None:
+        """End the process when it has gone deaf; it looks fine otherwise."""
+        while True:
+            gevent.sleep(1.0)
+            for name, server in (("jobs", self.listener), ("web", self.web)):
+                reason = server.why_deaf()
+                if reason is not None:
+                    self.fail(f"the {name} listener is broken: {reason}")
+                    return
 
     @staticmethod
     def _bind(start: Callable[[], None], host: str, port: int, flag: str) -> None:
@@ -207,6 +219,7 @@ class Broker:
         """Drain and close: accept nobody, tell workers, commit, close. Ends within STOP_WITHIN_S."""
         self._stopping = True
         log.info("[Server] stopping: %d leases are kept for the next start", self.engine.leases)
+        self._watcher.kill()
         self.listener.stop_listening()
         with gevent.Timeout(STOP_WITHIN_S, False):
             if self.exit_code == 0:
@@ -280,6 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     os.umask(0o077)
     writer = logs.set_up(settings.log_level)
+    gevent.get_hub().exception_stream = logs.ErrorStream()
     writing = ThreadPool(1).spawn(writer.run)
     try:
         return _run(settings)

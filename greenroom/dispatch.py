@@ -40,6 +40,8 @@ MAX_PAGE_QUEUE = 64
 PAGE_DEADLINE_S = 15.0
 #: Ids loaded in one look into the store.
 LOAD_IDS = 200
+#: Ids that wait to be looked up in the store, of all peers; beyond it BUSY.
+MAX_LOADING_IDS = 100_000
 #: Below so much free disk new jobs are refused while settles still find room.
 MIN_FREE_BYTES = 64 * 2**20
 
@@ -71,6 +73,8 @@ class Dispatch:
         self.lag_s = 0.0
         self.max_lag_s = 0.0
         self.commit_s = 0.0
+        self._loading_ids = 0
+        self._has_failed = False
         self._data_dir = data_dir
         self._on_fatal = on_fatal
         self._timer_wake = Event()
@@ -104,12 +108,14 @@ class Dispatch:
     def stop(self, within_s: float) -> None:
         """Commit what is pending and close the store. Safe to call after a failure."""
         deadline = self.now() + within_s
-        while not self.batches.is_idle and self.now() < deadline:
+        while not self.batches.is_idle and not self._has_failed and self.now() < deadline:
             gevent.sleep(0.005)
         gevent.killall(self._greenlets, block=True, timeout=within_s)
         while not self._readers.empty():
             self._readers.get().close()
-        self.store.close()
+        if self.batches.is_idle or self._has_failed:
+            self.store.close()
+        # Else a COMMIT hangs in its thread, and nobody may touch the store beside it; the end of the process lets go of it.
 
     # -- the pump -----------------------------------------------------------------------------------------------------------
 
@@ -136,6 +142,7 @@ class Dispatch:
                 self.commit_s = perf_counter() - began
         except Exception as exc:
             log.critical("the store failed: %s", exc, exc_info=True)
+            self._has_failed = True
             batches.failed()
             self._on_fatal(f"the store failed: {exc}")
             raise
@@ -229,25 +236,45 @@ class Dispatch:
                 missing.append(job_id)
             else:
                 known[job_id] = job
-        self._load(missing, known, found)
-
-    def _load(self, missing: list[int], known: dict[int, Job | Lost],
-              found: Callable[[dict[int, Job | Lost]], None]) -> None:
-        if not missing:
-            found(known)
-            return
 
         def loaded(jobs: dict[int, Job | Lost]) -> None:
-            for job_id, job in jobs.items():
-                # It may have come into memory meanwhile; then memory knows better, but for the payload.
-                present = self.engine.jobs.get(job_id)
-                if present is not None and present.payload is None and isinstance(job, Job):
-                    job.state, job.worker, job.fence, job.attempt = present.state, present.worker, present.fence, present.attempt
-                    job.started_at, job.cancel_requested = present.started_at, present.cancel_requested
-                known[job_id] = job if present is None or present.payload is None else present
-            self._load(missing[LOAD_IDS:], known, found)
+            found(known | {job_id: self._as_memory_knows(job_id, job) for job_id, job in jobs.items()})
 
-        self.batches.load(missing[:LOAD_IDS], loaded)
+        self.load(missing, loaded)
+
+    def load(self, ids: list[int], loaded: Callable[[dict[int, Job | Lost]], None]) -> None:
+        """Load jobs from the store, a few at a time; `loaded` is called with all of them, on the hub.
+
+        Raises BusyError while too many ids wait to be loaded.
+        """
+        if not ids:
+            loaded({})
+            return
+        if self._loading_ids + len(ids) > MAX_LOADING_IDS:
+            raise BusyError("too many jobs are being looked up", retry_after_s=0.5)
+        self._loading_ids += len(ids)
+        jobs: dict[int, Job | Lost] = {}
+
+        def took(some: dict[int, Job | Lost]) -> None:
+            jobs.update(some)
+            if len(jobs) < len(ids):
+                self.batches.load(ids[len(jobs):len(jobs) + LOAD_IDS], took)
+                return
+            self._loading_ids -= len(ids)
+            loaded(jobs)
+
+        self.batches.load(ids[:LOAD_IDS], took)
+
+    def _as_memory_knows(self, job_id: int, job: Job | Lost) -> Job | Lost:
+        """Return a job that was just loaded, with what memory knows better: it may have come into memory meanwhile."""
+        present = self.engine.jobs.get(job_id)
+        if present is None or not isinstance(job, Job):
+            return job
+        if present.payload is not None:
+            return present
+        job.state, job.worker, job.fence, job.attempt = present.state, present.worker, present.fence, present.attempt
+        job.started_at, job.cancel_requested = present.started_at, present.cancel_requested
+        return job
 
     def read_page(self, **query: object) -> tuple[list[Job], int | None]:
         """Read one page of jobs as committed. Switches until it is there; raises BusyError when too many wait for pages."""
@@ -260,10 +287,9 @@ class Dispatch:
             raise BusyError("too many pages are being read", retry_after_s=1.0) from None
         finally:
             self._pages_open -= 1
-        try:
-            return self._page_threads.spawn(reader.page, **query).get()
-        finally:
-            self._readers.put(reader)
+        page = self._page_threads.spawn(reader.page, **query)
+        page.rawlink(lambda _: self._readers.put(reader))  # not when we stop waiting: the thread may still be at it
+        return page.get()
 
     def wait_for_commit(self, within_s: float) -> None:
         """Return when everything decided so far is on disk. Switches; raises DrainingError if the broker ends first."""

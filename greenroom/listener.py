@@ -5,12 +5,12 @@ Hands finished connections to `serve(stream, address)`. Knows nothing of message
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import ssl
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import closing
 from time import perf_counter
 
 import gevent
@@ -18,6 +18,7 @@ from gevent.hub import get_hub
 from gevent.lock import BoundedSemaphore
 from gevent.server import StreamServer
 
+from greenroom.accepts import CarefulAccept
 from greenroom.stream import Stream, set_tcp_options
 from greenroom.tls import check_alpn, rejection_reason
 
@@ -38,7 +39,7 @@ class _MadeRoomError(OSError):
     """Thrown into a handshake whose peer is silent when a newer connection needs its place."""
 
 
-class Listener(StreamServer):
+class Listener(CarefulAccept, StreamServer):
     """The TLS listener.
 
     Attributes:
@@ -51,20 +52,16 @@ class Listener(StreamServer):
     backlog = 2048
 
     def __init__(self, address: tuple[str, int], context: ssl.SSLContext, serve: Callable[[Stream, tuple], None],
-                 clock: Callable[[], float], *, max_connections: int,
-                 on_fatal: Callable[[str], None]) -> None:
+                 clock: Callable[[], float], *, max_connections: int) -> None:
         super().__init__(address, self._shake_and_serve, ssl_context=context, server_side=True,
                          do_handshake_on_connect=False)
         self._serve = serve
         self._clock = clock
         self._max_connections = max_connections
-        self._on_fatal = on_fatal
         self._gate = BoundedSemaphore(1)
         self._gate_busy_s = 0.0
-        self._resume: gevent.Greenlet | None = None
         self._last_line_at = -REJECTION_LINE_EVERY_S
         self._unprinted = 0
-        self._last_files_line_at = -60.0
         self._waiting: dict[gevent.Greenlet, None] = {}  # handshakes that wait for their peer, the longest wait first
         self.handshakes = 0
         self.shaking = 0
@@ -75,12 +72,8 @@ class Listener(StreamServer):
     # -- accepting ----------------------------------------------------------------------------------------------------------
 
     def do_read(self) -> tuple | None:
-        """Accept one connection; called by gevent on the hub. Errors are dealt with here: gevent would print a traceback."""
-        try:
-            accepted = super().do_read()
-        except OSError as exc:
-            self._accept_failed(exc)
-            return None
+        """Accept one connection, if there is room; called by gevent on the hub."""
+        accepted = super().do_read()
         if accepted is None:
             return None
         sock, address = accepted
@@ -98,7 +91,7 @@ class Listener(StreamServer):
         return sock, address
 
     def _make_room(self) -> bool:
-        """End the handshake that has waited longest for its peer, so that silent peers shut nobody out; False if there is none."""
+        """End the handshake that has waited longest for its peer, so that silent ones shut nobody out; False if none waits."""
         oldest = next(iter(self._waiting), None)
         if oldest is None:
             return False
@@ -106,34 +99,21 @@ class Listener(StreamServer):
         oldest.kill(_MadeRoomError("a newer connection needed its place"), block=False)
         return True
 
-    def _accept_failed(self, exc: OSError) -> None:
-        if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-            now = self._clock()
-            if now - self._last_files_line_at >= REJECTION_LINE_EVERY_S:
-                self._last_files_line_at = now
-                log.error("[Server] cannot accept: %s; trying again every 0.2 s", exc.strerror)
-            self.stop_accepting()
-            if self._resume is None:
-                self._resume = gevent.spawn_later(0.2, self._accept_again)
-        elif exc.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
-            self._on_fatal(f"the listener is broken: {exc}")
-        # Anything else (ECONNABORTED …) concerns one peer that went away: the next accept is as good as any.
-
-    def _accept_again(self) -> None:
-        self._resume = None
-        if self.started:
-            self.start_accepting()
-
-    def stop_listening(self) -> None:
-        """Accept nobody any more; connections live on."""
-        if self._resume is not None:
-            self._resume.kill(block=False)
-        self.close()
-
     # -- one connection -----------------------------------------------------------------------------------------------------
 
+    def wrap_socket_and_handle(self, client_socket: socket.socket, address: tuple) -> None:
+        """Replace gevent's, which prints a traceback for a peer that reset the connection before we came to it."""
+        try:
+            sock = self.wrap_socket(client_socket, **self.ssl_args)
+        except (OSError, ValueError) as exc:
+            client_socket.close()
+            self._reject("closed", address, str(exc))
+            return
+        with closing(sock):
+            self._shake_and_serve(sock, address)
+
     def _shake_and_serve(self, sock: ssl.SSLSocket, address: tuple) -> None:
-        """Own a connection from accept to close; runs in its own greenlet, StreamServer closes the socket."""
+        """Own a connection from accept to close; runs in its own greenlet."""
         self.open += 1
         try:
             if self._shake(sock, address):

@@ -77,3 +77,20 @@ def set_up(level: str, stream: TextIO = sys.stdout) -> LineWriter:
     root.handlers = [writer]
     root.setLevel(level.upper())
     return writer
+
+
+class ErrorStream:
+    """A text stream that turns what is written to it into log lines: for tracebacks that gevent prints by itself."""
+
+    def __init__(self) -> None:
+        self._partial = ""
+
+    def write(self, text: str) -> None:
+        """Log the lines that this completes. Never blocks."""
+        *lines, self._partial = (self._partial + text).split("\n")
+        for line in lines:
+            if line.strip():
+                logging.getLogger("gevent").error("%s", line)
+
+    def flush(self) -> None:
+        """Nothing to do: a line is logged when it ends."""

@@ -113,7 +113,10 @@ class Connection:
 
     def _take(self, data: bytes) -> None:
         began = perf_counter()
-        for message in self._frames.feed(data):
+        messages = self._frames.feed(data)
+        if messages:
+            self.partial_since = None  # a frame ended; what is partial now is another
+        for message in messages:
             self._handle(message)
             if not self.is_open:
                 break
@@ -147,11 +150,14 @@ class Connection:
             else:
                 HANDLERS[request.verb](self._dispatch, self, request)
         except GreenroomError as exc:
-            if self.session is None:
-                self.is_open = False
             if isinstance(exc, ProtocolError):
                 self._owner.protocol_errors += 1
-            self._dispatch.batches.hold(self, request_id, exc)
+            if exc.fatal or self.session is None:
+                # The connection ends now, so its last word cannot wait for a COMMIT; it tells of nothing stored.
+                self.answer(request_id, exc)
+                self.is_open = False
+            else:
+                self._dispatch.batches.hold(self, request_id, exc)
         except Exception:
             log.exception("conn=%s verb=%r failed", self.address, message.get("verb"))
             self._internal_errors += 1

@@ -68,7 +68,7 @@ class Stream:
                 return data
 
     def _read_some(self) -> bytes:
-        """Take what is there. (A record is 16 KiB at most, so each recv empties OpenSSL's buffer and the watcher sees the rest.)"""
+        """Take what is there. Each recv empties OpenSSL's buffer, as a record has 16 KiB at most: the watcher sees the rest."""
         pieces: list[bytes] = []
         size = 0
         try:
@@ -119,7 +119,7 @@ class Stream:
             self.abort("the peer reads too slowly")
 
     def _write_some(self) -> bool:
-        """Write until the kernel takes no more, or a turn's share; returns True if nothing is left (or the connection is gone)."""
+        """Write until the kernel takes no more, or a turn's share; returns True if nothing is left (or all is lost)."""
         count = share = 0
         while count < len(self._out) and share < WRITE_BYTES:
             share += len(self._out[count])

@@ -110,14 +110,7 @@ def _cancel(dispatch: Dispatch, caller: Caller, request: Request) -> None:
         caller.flush()
 
     missing = [job_id for job_id, outcome in zip(ids, outcomes) if outcome is None]
-    _load_all(dispatch, missing, loaded)
-
-
-def _load_all(dispatch: Dispatch, ids: list[int], loaded: Callable[[dict[int, Job | Lost]], None]) -> None:
-    if ids:
-        dispatch.batches.load(list(dict.fromkeys(ids)), loaded)
-    else:
-        loaded({})
+    dispatch.load(list(dict.fromkeys(missing)), loaded)
 
 
 def _try_cancel(dispatch: Dispatch, job_id: int, found: Job | Lost | None) -> object:
@@ -199,7 +192,7 @@ def _settle(dispatch: Dispatch, caller: Caller, request: Request) -> None:
         dispatch.batches.hold(caller, request.id, {"outcomes": outcomes})
         caller.flush()
 
-    _load_all(dispatch, [item.job for item, _ in missing], loaded)
+    dispatch.load(list({item.job: None for item, _ in missing}), loaded)
 
 
 def _apply_settles(dispatch: Dispatch, items: list[SettleItem], places: list[int], outcomes: list[object],

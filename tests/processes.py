@@ -196,6 +196,7 @@ class RawPeer:
         pair = broker.certificates
         context = client_context(broker.ca, pair / "test-client.crt", pair / "test-client.key")
         raw = socket.create_connection((broker.host, broker.port), timeout=timeout)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = context.wrap_socket(raw, server_hostname=broker.host)
         self.frames = FrameReader()
         self.messages: list[dict] = []

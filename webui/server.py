@@ -16,6 +16,7 @@ from gevent.event import Event
 from gevent.pool import Pool
 from gevent.pywsgi import Input, WSGIHandler, WSGIServer, headers_factory
 
+from greenroom.accepts import CarefulAccept
 from greenroom.errors import GreenroomError, InternalError
 from greenroom.webui.answers import SECURITY_HEADERS, Refused, error_answer
 from greenroom.webui.http_head import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, Head, parse_head, parse_request_line
@@ -47,12 +48,16 @@ class WebServer:
         """Bind and accept; returns at once. Raises OSError when the address is taken or not ours."""
         self._server.start()
 
+    def why_deaf(self) -> str | None:
+        """Return why the started server hears nobody any more, or None."""
+        return self._server.why_deaf()
+
     def stop(self, grace_s: float) -> None:
         """Stop accepting, wait up to `grace_s` for answers under way, close every connection. May be called twice. Switches.
 
         Streams of live events count as under way: stop their source (Live.stop) first.
         """
-        self._server.close()
+        self._server.stop_listening()
         self._server.quiet.wait(grace_s)
         self._server.stop(timeout=0)
 
@@ -62,7 +67,7 @@ def serve(app: Callable, host: str, port: int) -> WebServer:
     return WebServer(app, host, port)
 
 
-class _Server(WSGIServer):
+class _Server(CarefulAccept, WSGIServer):
     """pywsgi's server with a count of the requests being answered."""
 
     def __init__(self, *args: object, **options: object) -> None:

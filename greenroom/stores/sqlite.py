@@ -244,7 +244,7 @@ class SqliteStore:
             _set_pragmas(db, READER_PRAGMAS)
         except apsw.Error as exc:
             raise StoreError(f"store {self._folder}: {_sentence(exc)}") from exc
-        return SqliteReader(self._query_on(db), db.close)
+        return SqliteReader(self._query_on(db), functools.partial(_close_quietly, db))
 
     def close(self) -> None:
         """Commit what was applied, unless the store failed, and release the lock. Safe to call twice."""
@@ -297,8 +297,7 @@ class SqliteStore:
     def _abandon(self) -> None:
         """Close without a commit: what was not committed is gone."""
         if self._db is not None:
-            with contextlib.suppress(apsw.Error):  # what went wrong before says more
-                self._db.close()
+            _close_quietly(self._db)
             self._db = None
         if self._lock_file >= 0:
             os.close(self._lock_file)
@@ -331,7 +330,7 @@ class SqliteStore:
                          job.requeues, size, job.result_raw, result, None if error is None else json.dumps(error), job.id))
         self._db.executemany(_UPDATE, rows)
         if large:
-            self._db.executemany("INSERT INTO results (job, data) VALUES (?, ?)", large)
+            self._db.executemany("INSERT OR REPLACE INTO results (job, data) VALUES (?, ?)", large)
 
     def _count(self, jobs: Iterable[Job]) -> None:
         """Move the lanes' counters from what was on disk to what will be, and note it in the jobs."""
@@ -349,9 +348,10 @@ class SqliteStore:
                 delta[3] += job.requeues - job.stored_requeues
                 job.stored_requeues = job.requeues
             if recorded >= _FIRST_FINISHED:
-                if stored:
+                if 0 < stored < _FIRST_FINISHED:
                     delta[7] -= job.payload_bytes
-                self._finished += 1
+                if stored < _FIRST_FINISHED:  # else written again: it finished while a batch that it was in was being applied
+                    self._finished += 1
             elif not stored:
                 delta[7] += job.payload_bytes
             job.stored_state = recorded
@@ -460,6 +460,12 @@ class _Sweep:
         self.excess = excess  # how many between the two go, for the count
         self.oldest = now  # the earliest finish that stays; what is unfinished now finishes later
         self.looked = 0  # rows
+
+
+def _close_quietly(db: apsw.Connection) -> None:
+    """Close a connection; on a disk that fails that may fail too, and what went wrong before says more."""
+    with contextlib.suppress(apsw.Error):
+        db.close()
 
 
 def _make_folder(folder: Path) -> None:

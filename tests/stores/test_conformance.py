@@ -243,6 +243,25 @@ def test_a_job_submitted_and_finished_in_one_batch_is_whole(house: House) -> Non
     assert [count[2:] for count in house.store.reader().counts()] == [(0, 0, 0, 1, 0, 2, 0)]
 
 
+@pytest.mark.parametrize("size", [10, 600])
+@pytest.mark.parametrize("in_one_transaction", [True, False])
+def test_a_finished_job_that_is_written_again_counts_once(house: House, size: int, in_one_transaction: bool) -> None:
+    """A job that finishes while a batch that it is in is being applied is written as finished there and in the next."""
+    other, job = house.saved(payload=b"o" * 5), house.saved(payload=b"p" * size)
+    finish(job, result=b"r" * size)
+    house.store.apply([job], [])
+    if not in_one_transaction:
+        house.store.commit()
+
+    house.save(job)
+    house.reopen()
+
+    (lane,) = house.restored.lanes
+    assert (lane.queued, lane.completed, lane.waiting_bytes) == (1, 1, 5)
+    assert house.loaded(job).result == b"r" * size
+    assert ids(house.store.take("default", "t", -2**63, 10)) == [other.id]
+
+
 @pytest.mark.parametrize("size", [0, 1, 512, 513, 1024 * 1024])
 def test_payloads_and_results_of_any_size_come_back(house: House, size: int) -> None:
     payload, result = b"p" * size, b"r" * size

@@ -17,7 +17,7 @@ LEVELS: list[list[str]] = [
     ["groups", "sessions", "effects", "leases", "engine", "views", "waits", "tasks"],
     ["stores.*", "logs", "tables"],
     ["protocol"],
-    ["config", "tls", "endpoint", "batches", "pool_child", "pools", "link", "stream"],
+    ["config", "tls", "endpoint", "batches", "pool_child", "pools", "link", "stream", "accepts"],
     ["dispatch", "client", "client_cli", "client_demo", "client_submits", "client_waits"],
     ["verbs", "session", "listener", "webui.*"],
     ["worker", "broker", "demo"],
@@ -26,7 +26,7 @@ LEVELS: list[list[str]] = [
 
 #: Library -> the modules that may import it.
 ONLY_IN = {
-    "gevent": {"dispatch", "session", "stream", "listener", "webui.server", "webui.live", "broker", "run", "pools"},
+    "gevent": {"dispatch", "session", "stream", "accepts", "listener", "webui.server", "webui.live", "broker", "run", "pools"},
     "bottle": {"webui.*"},
     "msgpack": {"protocol"},
     "apsw": {"stores.sqlite*"},
