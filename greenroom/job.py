@@ -211,7 +211,8 @@ OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("run_at", "time", _check_run_at, None, "not before this time; one that is past means at once"),
 )}
 
-_DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
+# What parse_new_job needs of each option, as tuples: it runs once a job.
+_CHECKS = tuple((option.name, option.check, option.default) for option in OPTIONS.values())
 
 
 def parse_new_job(item: object, max_payload_bytes: int) -> NewJob:
@@ -227,20 +228,19 @@ def parse_new_job(item: object, max_payload_bytes: int) -> NewJob:
     """
     if not isinstance(item, dict):
         raise InvalidError("a job must be a map", field="jobs")
-    values = dict(_DEFAULTS)
-    for name, value in item.items():
-        option = OPTIONS.get(name)
-        if option is None or value is None:
-            continue
-        try:
-            values[name] = option.check(value)
-        except ValueError as exc:
-            raise InvalidError(f"{name} {exc}", field=name) from None
-    if values["task"] is None:
+    get = item.get
+    values: list[object] = []
+    try:
+        for name, check, default in _CHECKS:
+            value = get(name)
+            values.append(default if value is None else check(value))
+    except ValueError as exc:
+        raise InvalidError(f"{name} {exc}", field=name) from None
+    task, payload, encoding, queue, priority, delay, run_at = values
+    if task is None:
         raise InvalidError("task is required", field="task")
-    payload, delay, run_at = values["payload"], values["delay"], values["run_at"]
     if len(payload) > max_payload_bytes:
         raise TooLargeError(f"payload has {len(payload)} bytes, the limit is {max_payload_bytes}", field="payload")
     if delay is not None and run_at is not None:
         raise InvalidError("delay and run_at exclude each other", field="delay")
-    return NewJob(values["task"], payload, values["encoding"] == "raw", values["queue"], values["priority"], run_at, delay)
+    return NewJob(task, payload, encoding == "raw", queue, priority, run_at, delay)
