@@ -1,0 +1,308 @@
+"""The protocol over real connections: every verb, every error code that a peer can provoke, and the life of sessions and leases."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from greenroom.protocol import FrameReader, encode_frame
+from tests.processes import BrokerProcess, RawPeer, until
+
+INSTANCE = b"i" * 16
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, certificates: object) -> Iterator[BrokerProcess]:
+    """One broker for the tests that need none of their own; each uses a queue of its own."""
+    broker = BrokerProcess(tmp_path_factory.mktemp("wire"), certificates, ("--lease-s", "3"))
+    broker.start()
+    yield broker
+    broker.end()
+
+
+@pytest.fixture
+def queue(request: pytest.FixtureRequest) -> str:
+    return "q" + str(abs(hash(request.node.name)) % 10**9)
+
+
+@pytest.fixture
+def producer(shared: BrokerProcess) -> Iterator[RawPeer]:
+    peer = shared.connect()
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def worker(shared: BrokerProcess) -> Iterator[RawPeer]:
+    peer = shared.connect(role="worker")
+    yield peer
+    peer.close()
+
+
+def submit(peer: RawPeer, queue: str, count: int = 1, **fields: object) -> list[int]:
+    return peer.call("submit", jobs=[{"task": "t", "queue": queue, **fields}] * count)["jobs"]
+
+
+def take(peer: RawPeer, queue: str, n: int = 1, wait: float = 5.0) -> list[list]:
+    return peer.call("reserve", n=n, queues=[queue], wait=wait)["jobs"]
+
+
+def state(peer: RawPeer, job: int) -> dict:
+    return peer.call("get", jobs=[job])["jobs"][0]
+
+
+def test_the_greeting_tells_everything_that_a_peer_must_know(shared: BrokerProcess) -> None:
+    greeting = shared.connect(role="worker", name="someone", version=7).greeting
+
+    assert greeting["version"] == 1 and greeting["name"] == "someone" and greeting["lease_s"] == 3.0 and greeting["heartbeat_s"] == 1.0
+    assert set(greeting["limits"]) == {"frame", "payload", "result", "list", "leases", "reserve", "wait", "waits"}
+
+
+def test_a_job_goes_its_way(producer: RawPeer, worker: RawPeer, queue: str) -> None:
+    waiting = worker.send("reserve", n=5, queues=[queue], wait=30)
+    [job] = submit(producer, queue, payload=b"\x01", priority=3)
+
+    [[number, fence, task, payload, raw, where, attempt, priority]] = worker.reply(waiting)["jobs"]
+    assert (number, task, payload, raw, where, attempt, priority) == (job, "t", b"\x01", False, queue, 1, 3)
+    assert state(producer, job)["state"] == "running"
+    answer = producer.send("wait", jobs=[job], wait=30)
+    assert worker.call("settle", leases=[[job, fence, "ack", b"\x02"]])["outcomes"] == ["OK"]
+    [view] = producer.reply(answer)["jobs"]
+    assert (view["id"], view["state"], view["result"]) == (job, "completed", b"\x02")
+    assert worker.call("settle", leases=[[job, fence, "ack", b"\x02"]])["outcomes"] == ["REPEATED"]
+
+
+@pytest.mark.parametrize(("verb", "fields", "code", "field"), [
+    ("submit", {}, "INVALID", "jobs"), ("submit", {"jobs": []}, "INVALID", "jobs"),
+    ("submit", {"jobs": [{}], "submission": b"short"}, "INVALID", "submission"), ("wait", {"jobs": [1], "wait": 61}, "INVALID", "wait"),
+    ("get", {"jobs": ["1"]}, "INVALID", "jobs"), ("jobs", {"state": "lost"}, "INVALID", "state"), ("hello", {"version": 1,
+     "role": "client"}, "INVALID", "verb"), ("nonsense", {}, "UNKNOWN_VERB", None), ("reserve", {"n": 1}, "DENIED", "verb"),
+    ("settle", {"leases": [[1, 1, "ack"]]}, "DENIED", "verb"), ("heartbeat", {}, "DENIED", "verb"),
+])
+def test_a_bad_request_is_answered_with_its_code_and_the_connection_lives(producer: RawPeer, verb: str, fields: dict, code: str,
+                                                                         field: str | None) -> None:
+    error = producer.call(verb, **fields)["error"]
+
+    assert (error["code"], error.get("field")) == (code, field) and error["message"]
+    assert "now" in producer.call("ping")
+
+
+def test_each_job_of_a_submit_has_an_outcome_of_its_own(producer: RawPeer, queue: str) -> None:
+    good = {"task": "t", "queue": queue}
+    first, low, large, both, last = producer.call("submit", jobs=[
+        good, {**good, "priority": 0}, {**good, "payload": bytes(2**20 + 1)}, {**good, "delay": 1, "run_at": 1}, good])["jobs"]
+
+    assert (low["code"], low["field"]) == ("INVALID", "priority") and (both["code"], both["field"]) == ("INVALID", "delay")
+    assert large["code"] == "TOO_LARGE" and first < last
+    assert producer.call("jobs", queue=queue)["jobs"][0]["id"] == last
+
+
+def test_ids_that_never_were_and_jobs_that_are_over_have_codes(producer: RawPeer, queue: str) -> None:
+    [job] = submit(producer, queue)
+    assert producer.call("cancel", jobs=[job, job, 2**52])["outcomes"][0] == "cancelled"
+
+    again, never = producer.call("cancel", jobs=[job, 2**52])["outcomes"]
+    assert (again["code"], never["code"]) == ("FINISHED", "NOT_FOUND")
+    assert producer.call("get", jobs=[2**52])["jobs"] == [{"id": 2**52, "error": {"code": "NOT_FOUND", "message": f"no job {2**52}"}}]
+    assert producer.call("wait", jobs=[2**52, job], wait=5)["jobs"]
+
+
+def test_a_submission_is_answered_again_elsewhere_and_after_a_kill(make_broker: object) -> None:
+    broker = make_broker()
+    jobs = [{"task": "t", "payload": b"\x01"}, {"task": "bad name"}]
+    first = broker.connect().call("submit", jobs=jobs, submission=INSTANCE)
+    assert broker.connect().call("submit", jobs=jobs, submission=INSTANCE)["jobs"] == first["jobs"]
+
+    broker.restart(kill=True)
+
+    again = broker.connect().call("submit", jobs=jobs, submission=INSTANCE)
+    assert again["jobs"] == first["jobs"] and again["repeated"] is True
+    assert broker.connect().call("submit", jobs=jobs[:1], submission=INSTANCE)["error"]["code"] == "KEY_CONFLICT"
+    assert broker.stats()["queued"] == 1
+
+
+def test_a_thousand_requests_in_one_write_are_all_answered(producer: RawPeer) -> None:
+    frames = b"".join(encode_frame({"verb": "ping", "id": number}) for number in range(1001, 2001))
+    producer.sock.sendall(frames)
+
+    assert all("now" in producer.reply(number) for number in range(2000, 1000, -1))
+
+
+def test_a_frame_may_come_byte_by_byte(producer: RawPeer) -> None:
+    for byte in encode_frame({"verb": "ping", "id": 99}):
+        producer.sock.sendall(bytes([byte]))
+
+    assert "now" in producer.reply(99)
+
+
+@pytest.mark.parametrize("data", [bytes(4), b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\x90", encode_frame({"verb": "ping"}),
+                                  encode_frame({"id": 1})])
+def test_what_is_not_the_protocol_is_told_and_closed(shared: BrokerProcess, data: bytes) -> None:
+    peer = shared.connect()
+    peer.sock.sendall(data)
+
+    assert peer.reply(1 if data == encode_frame({"id": 1}) else 0)["error"]["code"] == "PROTOCOL_ERROR"
+    assert peer.closes()
+
+
+def test_nothing_but_hello_comes_first_and_not_a_large_one(shared: BrokerProcess) -> None:
+    rude, large, stale = (RawPeer(shared, say_hello=False) for _ in range(3))
+
+    assert rude.call("ping")["error"]["code"] == "PROTOCOL_ERROR" and rude.closes()
+    large.sock.sendall((64 * 1024 + 1).to_bytes(4, "big"))
+    assert large.reply(0)["error"]["code"] == "PROTOCOL_ERROR" and large.closes()
+    assert stale.call("hello", version=0, role="client")["error"]["code"] == "INVALID" and stale.closes()
+
+
+def test_a_newer_reserve_replaces_the_older_and_none_takes_it_back(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    older = worker.send("reserve", n=1, queues=[queue], wait=60)
+    newer = worker.send("reserve", n=1, queues=[queue], wait=60)
+    assert worker.reply(older)["jobs"] == []
+
+    assert worker.call("reserve", n=0)["jobs"] == [] and worker.reply(newer)["jobs"] == []
+    submit(producer, queue)
+    assert len(take(worker, queue, wait=0)) == 1 and take(worker, queue, wait=0) == []
+
+
+def test_a_job_can_be_given_back_failed_crashed_and_lost(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    [job] = submit(producer, queue)
+    for outcome, crashes in (("nack", 0), ("crash", 1)):
+        [[_, fence, *_]] = take(worker, queue)
+        assert worker.call("settle", leases=[[job, fence, outcome]])["outcomes"] == ["OK"]
+        assert state(producer, job)["crashes"] == crashes
+    [[_, fence, *_]] = take(worker, queue)
+
+    stale, bad, ok = worker.call("settle", leases=[[job, fence - 1, "ack"], [job, fence, "maybe"],
+                                                   [job, fence, "fail", {"name": "E", "message": "m" * 5000}]])["outcomes"]
+
+    assert (stale["code"], bad["code"], ok) == ("LEASE_LOST", "INVALID", "OK")
+    view = state(producer, job)
+    assert (view["state"], view["attempt"], view["requeues"], len(view["error"]["message"])) == ("failed", 3, 2, 4096)
+
+
+def test_silence_loses_a_lease_and_heartbeats_or_extend_keep_it(shared: BrokerProcess, producer: RawPeer, queue: str) -> None:
+    beating, extended, silent = (shared.connect(role="worker") for _ in range(3))
+    jobs = submit(producer, queue, 3)
+    leases = [take(peer, queue)[0][:2] for peer in (beating, extended, silent)]
+    assert extended.call("extend", **{"leases": [leases[1]], "for": 30})["outcomes"] == ["OK"]
+
+    until(lambda: beating.call("heartbeat", leases=[leases[0]]) and state(producer, jobs[2])["state"] == "queued", "the lease ran out", 10)
+
+    assert [state(producer, job)["state"] for job in jobs] == ["running", "running", "queued"]
+    assert silent.call("heartbeat", leases=[leases[2]])["lost"] == [leases[2]]
+    assert silent.call("settle", leases=[[*leases[2], "ack"]])["outcomes"] == ["OK"]  # late, but nobody else got it
+
+
+def test_a_delivery_that_two_heartbeats_do_not_list_goes_back(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    [job] = submit(producer, queue)
+    take(worker, queue)
+
+    until(lambda: worker.call("heartbeat", leases=[]) and state(producer, job)["state"] == "queued", "it went back", 10)
+
+    assert state(producer, job)["crashes"] == 0
+
+
+def test_a_worker_that_comes_back_keeps_what_it_presents(shared: BrokerProcess, producer: RawPeer, queue: str) -> None:
+    instance = os.urandom(16)
+    peer = shared.connect(role="worker", instance=instance)
+    kept, left = submit(producer, queue, 2)
+    leases = [delivery[:2] for delivery in take(peer, queue, 2)]
+    peer.close()
+
+    back = shared.connect(role="worker", instance=instance, leases=[leases[0], [left, 1]])
+
+    assert back.greeting["leases"][0] == "OK" and back.greeting["leases"][1]["code"] == "LEASE_LOST"
+    assert state(producer, left) | {"worker": None} == state(producer, left) | {"worker": None, "state": "queued", "crashes": 0}
+    assert back.call("settle", leases=[[*leases[0], "ack"]])["outcomes"] == ["OK"] and state(producer, kept)["attempt"] == 1
+
+
+def test_a_lost_connection_costs_a_crash_after_the_grace_and_bye_costs_nothing(shared: BrokerProcess, producer: RawPeer, queue: str) -> None:
+    gone, polite = shared.connect(role="worker"), shared.connect(role="worker")
+    first, second = submit(producer, queue, 2)
+    take(gone, queue), take(polite, queue)
+
+    gone.close()
+    assert "error" not in polite.call("bye") and polite.closes()
+
+    until(lambda: state(producer, first)["state"] == "queued", "the grace is over")
+    assert state(producer, first)["crashes"] == 1
+    assert state(producer, second)["state"] == "queued" and state(producer, second)["crashes"] == 0
+
+
+def test_a_running_job_is_cancelled_by_notice_unless_it_is_acked(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    acked, nacked = submit(producer, queue, 2)
+    leases = {job: fence for job, fence, *_ in take(worker, queue, 2)}
+    assert producer.call("cancel", jobs=[acked, nacked])["outcomes"] == ["requested", "requested"]
+
+    noticed = [lease for _ in range(2) for lease in worker.notice()["leases"]]
+
+    assert sorted(noticed) == sorted([job, fence] for job, fence in leases.items())
+    assert sorted(worker.call("heartbeat", leases=noticed)["cancel"]) == sorted(noticed)
+    worker.call("settle", leases=[[acked, leases[acked], "ack"], [nacked, leases[nacked], "nack"]])
+    assert [state(producer, job)["state"] for job in (acked, nacked)] == ["completed", "cancelled"]
+
+
+def test_a_scheduled_job_waits_for_its_time(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    began = time.time()
+    [job] = submit(producer, queue, delay=0.5)
+    assert state(producer, job)["state"] == "scheduled"
+
+    assert take(worker, queue)[0][0] == job
+    assert time.time() - began >= 0.5
+
+
+def test_full_caps_are_told_and_nothing_is_stored(make_broker: object) -> None:
+    broker = make_broker("--max-waiting-jobs", "5")
+    peer = broker.connect()
+    assert all(type(job) is int for job in submit(peer, "q", 5))
+
+    error = peer.call("submit", jobs=[{"task": "t"}])["error"]
+
+    assert error["code"] == "FULL" and error["retry_after_s"] > 0 and broker.stats()["total"] == 5
+
+
+def test_a_stopping_broker_says_so_and_keeps_leases(make_broker: object) -> None:
+    broker = make_broker()
+    producer, worker = broker.connect(), broker.connect(role="worker", instance=INSTANCE)
+    [job] = submit(producer, "q")
+    lease = take(worker, "q")[0][:2]
+
+    broker.signal(signal.SIGTERM)
+    assert worker.notice() == {"notice": "drain", "reason": "broker"} and producer.closes()
+    broker.process.wait(20)
+    broker.start()
+
+    back = broker.connect(role="worker", instance=INSTANCE, leases=[lease])
+    assert back.greeting["leases"] == ["OK"] and back.call("settle", leases=[[*lease, "ack"]])["outcomes"] == ["OK"]
+    broker.restart()
+    assert broker.connect(role="worker").call("settle", leases=[[*lease, "ack"]])["outcomes"] == ["REPEATED"]
+
+
+def test_pages_queues_workers_and_stats_agree(make_broker: object) -> None:
+    broker = make_broker()
+    producer, worker = broker.connect(), broker.connect(role="worker", name="w")
+    jobs = submit(producer, "a", 5) + submit(producer, "b", 2)
+    [[job, *_]] = take(worker, "b")
+
+    page = producer.call("jobs", limit=4)
+    rest = producer.call("jobs", limit=4, before=page["next"])
+    assert [view["id"] for view in page["jobs"] + rest["jobs"]] == sorted(jobs, reverse=True) and rest["next"] is None
+    assert [view["id"] for view in producer.call("jobs", state="running")["jobs"]] == [job]
+    assert job not in [view["id"] for view in producer.call("jobs", state="queued")["jobs"]]
+    assert {entry["name"]: (entry["queued"], entry["running"]) for entry in producer.call("queues")["queues"]} == {"a": (5, 0), "b": (1, 1)}
+    [shown] = producer.call("workers")["workers"]
+    assert (shown["name"], shown["status"], shown["jobs"][0]["id"], shown["queues"]) == ("w", "busy", job, ["b"])
+    stats = producer.call("stats")
+    assert (stats["states"]["queued"], stats["states"]["running"], stats["total"], stats["busy"]) == (6, 1, 7, 1)
+
+
+def test_an_answer_to_a_thousand_ids_can_be_read(producer: RawPeer, queue: str) -> None:
+    jobs = submit(producer, queue, 1000)
+    producer.call("cancel", jobs=jobs)
+
+    assert len(producer.call("wait", jobs=jobs, wait=5)["jobs"]) == 1000
+    assert isinstance(producer.frames, FrameReader) and producer.frames.failed is None

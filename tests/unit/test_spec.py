@@ -1,0 +1,100 @@
+"""The specification's tables against the code: whoever changes one must change the other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from greenroom import session, stream
+from greenroom.errors import WIRE_ERRORS
+from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL
+from greenroom.leases import MAX_CRASHES, Timing
+from greenroom.listener import HANDSHAKE_DEADLINE_S
+from greenroom.protocol import (DEFAULT_LIMITS, DEFAULT_PORT, HELLO_FRAME_BYTES, MAX_ANSWER_VALUES, MAX_MAP_ENTRIES,
+                                MAX_REQUEST_VALUES, VERBS)
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol_v1.md").read_text()
+
+
+def part(begin: str, end: str) -> str:
+    return TEXT.split(begin, 1)[1].split(end, 1)[0]
+
+
+def first_column(text: str) -> list[str]:
+    """Return the names in backticks in the first column of the tables of a text."""
+    return [name for line in text.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+
+
+def fields_of(verb: str) -> set[str]:
+    return {field.name for field in VERBS[verb]}
+
+
+def test_the_greeting_and_the_verbs_with_tables_have_the_fields_of_the_code() -> None:
+    hello = part("The first request MUST be `hello`.", "Reply:")
+    submit = part("### submit", "A job is a map")
+    reserve = part("### reserve", "Reply:")
+
+    assert set(first_column(hello)) == fields_of("hello")
+    assert set(first_column(submit)) == fields_of("submit")
+    assert set(first_column(reserve)) == fields_of("reserve")
+
+
+@pytest.mark.parametrize("verb", ["cancel", "get", "wait", "settle", "heartbeat", "extend"])
+def test_the_verbs_described_in_a_sentence_name_all_their_fields(verb: str) -> None:
+    sentence = part(f"### {verb}\n", "Reply")
+
+    assert fields_of(verb) <= set(re.findall(r"`(\w+)`", sentence))
+
+
+def test_every_verb_is_described() -> None:
+    headings = set(re.findall(r"^### (\w+)$", TEXT, re.MULTILINE))
+    watching = part("## 9. Watching", "## 10.")
+
+    assert headings | set(first_column(watching)) | {"hello", "bye"} == set(VERBS)
+    listed = next(line for line in watching.splitlines() if line.startswith("| `jobs`"))
+    assert fields_of("jobs") <= set(re.findall(r"`(\w+)`", listed.split("|")[2]))
+
+
+def test_the_options_of_a_job_and_their_defaults_are_those_of_the_code() -> None:
+    table = part("A job is a map:", "Reply:")
+    rows = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+
+    assert list(rows) == list(OPTIONS)
+    for name in ("encoding", "queue", "priority"):
+        assert str(OPTIONS[name].default) in rows[name].split("|")[3]
+    assert OPTIONS["payload"].default == bytes.fromhex(re.search(r"`(\w\w)` \(an empty map\)", rows["payload"]).group(1))
+
+
+def test_the_error_table_is_that_of_the_code() -> None:
+    rows = [line.split("|") for line in part("## 11. Errors", "## 12.").splitlines() if re.match(r"\| [A-Z_]+ \|", line)]
+
+    assert {row[1].strip(): row[2].strip() == "yes" for row in rows} == {code: cls.fatal for code, cls in WIRE_ERRORS.items()}
+
+
+def test_limits_numbers_and_deadlines_are_those_of_the_code() -> None:
+    limits = {name: int(row.split("|")[2]) for row in part("Limits, told in the greeting", "## 5.").splitlines()
+              if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    deadlines = part("## 12. Deadlines", "## 13.")
+    timing = Timing()
+
+    assert limits == DEFAULT_LIMITS._asdict()
+    assert f"port {DEFAULT_PORT}" in TEXT and f"{HELLO_FRAME_BYTES // 1024} KiB before it" in TEXT
+    assert f"{MAX_REQUEST_VALUES:,} values" in TEXT.replace("\n", " ") and f"{MAX_ANSWER_VALUES:,}" in TEXT
+    assert f"more than {MAX_MAP_ENTRIES} entries" in TEXT
+    assert f"loses its leases ({timing.lease_s:g})" in TEXT and f"a heartbeat ({timing.heartbeat_s:g})" in TEXT
+    assert f"{timing.reconnect_grace_s:g} s after the worker's connection ended" in TEXT.replace("\n", " ")
+    assert f"hold for {timing.restart_grace_s:g} s" in TEXT and MAX_CRASHES == 5 and "after the fifth crash" in TEXT
+    assert f"waiting for the peer | {HANDSHAKE_DEADLINE_S:g} |" in deadlines and f"hello | {session.HELLO_DEADLINE_S:g} |" in deadlines
+    assert f"last | {session.FRAME_DEADLINE_S:g} |" in deadlines and f"`idle_s` ({session.IDLE_S:g})" in deadlines
+    assert f"sends | {stream.WRITE_DEADLINE_S:g} |" in deadlines
+    assert f"At most {stream.MAX_UNSENT_BYTES // 2**20} MiB wait" in deadlines
+
+
+def test_the_states_are_those_of_the_code_and_the_picture_shows_their_moves() -> None:
+    listed = re.search(r"\| `state` \| word \| ([^|]+) \|", TEXT).group(1).split(", ")
+    picture = part("## 6. Life of a job", "A job is named by")
+
+    assert [word.strip() for word in listed] == list(STATE_BY_LABEL)
+    assert all(state.label in picture for state in MOVES)

@@ -1,0 +1,191 @@
+"""Makes the test vectors and section 13 of the specification from one list of messages: `python tests/vectors/make_vectors.py`.
+
+A vector is a file of lines `hex bytes  # what they are`. tests/unit/test_vectors.py fails when files or page differ from what this
+makes. Encodes by hand, so that it does not agree with protocol.py by construction.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SPECIFICATION = HERE.parents[1] / "docs" / "protocol_v1.md"
+BEGIN, END = "<!-- vectors: made by tests/vectors/make_vectors.py -->\n", "<!-- end of vectors -->\n"
+
+INSTANCE = bytes(range(1, 17))
+SUBMISSION = bytes.fromhex("019ab5c0d1e0") + bytes(range(10))
+VIEW = {"id": 7, "task": "reverse_string", "queue": "default", "priority": 1, "state": "completed", "submitted_at": 1795560405.5,
+        "run_at": None, "started_at": 1795560406.0, "finished_at": 1795560406.5, "worker": "w1", "attempt": 1, "crashes": 0,
+        "requeues": 0, "cancel_requested": False, "payload_bytes": 15, "result_bytes": 9, "encoding": "msgpack", "error": None,
+        "result": b"\xa8desserts", "result_encoding": "msgpack"}
+PAYLOAD = b"\x81\xa4data\xa8stressed"
+LIMITS = {"frame": 4194304, "payload": 1048576, "result": 1048576, "list": 1000, "leases": 1000, "reserve": 1048576, "wait": 60,
+          "waits": 256}
+WORKER = {"name": "w1", "session": 2, "status": "busy", "jobs": [{"id": 7, "fence": 12, "task": "reverse_string",
+          "started_at": 1795560406.0}], "running": 1, "free": 3, "tasks": ["reverse_string"], "queues": None,
+          "connected_at": 1795560400.0, "last_seen_at": 1795560406.0, "done": 0, "failed": 0, "lost": 0,
+          "address": "127.0.0.1:40000", "software": "greenroom-python/0.1.0"}
+COUNTS = {"scheduled": 0, "queued": 1, "running": 1, "completed": 5, "failed": 0, "cancelled": 0}
+
+#: Name -> (heading, message). `C` is sent by the peer, `S` by the broker.
+MESSAGES: dict[str, tuple[str, dict]] = {
+    "hello": ("C: a worker greets", {"verb": "hello", "id": 1, "version": 1, "role": "worker", "name": "w1", "instance": INSTANCE,
+              "leases": [[7, 12]]}),
+    "hello_reply": ("S: the greeting", {"id": 1, "version": 1, "broker": "greenroom/0.1.0", "name": "w1", "session": 2,
+                    "now": 1795560405.5, "lease_s": 15.0, "heartbeat_s": 5.0, "idle_s": 60.0, "limits": LIMITS, "leases": ["OK"]}),
+    "submit": ("C: two jobs, one of them with defaults", {"verb": "submit", "id": 2, "submission": SUBMISSION, "jobs": [
+               {"task": "reverse_string", "payload": PAYLOAD, "priority": 1}, {"task": "cleanup"}]}),
+    "submit_reply": ("S: ids, in order", {"id": 2, "jobs": [7, 8]}),
+    "submit_reply_item_refused": ("S: one of two was refused", {"id": 2, "jobs": [7, {"code": "INVALID",
+                                  "message": "priority must be an integer from 1 (first) to 10 (last)", "field": "priority"}]}),
+    "cancel": ("C:", {"verb": "cancel", "id": 3, "jobs": [8]}),
+    "cancel_reply": ("S:", {"id": 3, "outcomes": ["cancelled"]}),
+    "get": ("C:", {"verb": "get", "id": 4, "jobs": [7]}),
+    "get_reply": ("S: a view", {"id": 4, "jobs": [VIEW]}),
+    "wait": ("C:", {"verb": "wait", "id": 5, "jobs": [7, 8], "wait": 30}),
+    "wait_reply": ("S: one is finished, one is not there", {"id": 5, "jobs": [VIEW, {"id": 8, "error": {
+                   "code": "GONE", "message": "job 8 is no longer kept"}}]}),
+    "reserve": ("C: up to four jobs, waiting at the broker", {"verb": "reserve", "id": 6, "n": 4, "tasks": ["reverse_string"],
+                "wait": 60}),
+    "reserve_reply": ("S: a delivery", {"id": 6, "jobs": [[7, 12, "reverse_string", PAYLOAD, False, "default", 1, 1]]}),
+    "settle": ("C: the four outcomes", {"verb": "settle", "id": 7, "leases": [
+               [7, 12, "ack", b"\xa8desserts", False],
+               [9, 13, "fail", {"name": "ValueError", "message": "no such file", "traceback": ""}],
+               [10, 14, "nack"], [11, 15, "crash"]]}),
+    "settle_reply": ("S: the last lease was lost", {"id": 7, "outcomes": ["OK", "OK", "OK", {
+                     "code": "LEASE_LOST", "message": "job 11 is not held under fence 15"}]}),
+    "heartbeat": ("C:", {"verb": "heartbeat", "id": 8, "leases": [[7, 12]]}),
+    "heartbeat_reply": ("S:", {"id": 8, "lost": [], "cancel": [[7, 12]]}),
+    "extend": ("C:", {"verb": "extend", "id": 9, "leases": [[7, 12]], "for": 120}),
+    "extend_reply": ("S:", {"id": 9, "outcomes": ["OK"]}),
+    "jobs": ("C:", {"verb": "jobs", "id": 10, "state": "failed", "before": 1000, "limit": 20}),
+    "jobs_reply": ("S: nothing on this page, but there are more", {"id": 10, "jobs": [], "next": 412}),
+    "queues": ("C:", {"verb": "queues", "id": 11}),
+    "queues_reply": ("S:", {"id": 11, "queues": [{"name": "default", **COUNTS, "requeued": 0, "workers": 1, "tasks": 2}],
+                     "total": 1}),
+    "workers": ("C:", {"verb": "workers", "id": 12}),
+    "workers_reply": ("S:", {"id": 12, "workers": [WORKER], "total": 1}),
+    "stats": ("C:", {"verb": "stats", "id": 13}),
+    "stats_reply": ("S:", {"id": 13, "states": COUNTS, "requeued": 0, "total": 7, "workers": 1, "idle": 0, "busy": 1,
+                    "connections": 2, "tasks": [{"task": "reverse_string", **COUNTS, "requeued": 0, "workers": 1, "total": 7}],
+                    "memory": {"jobs": 1, "bytes": 15, "leases": 1}, "now": 1795560407.0, "started_at": 1795560000.0,
+                    "version": "0.1.0", "store": {"commits": 20, "rows": 40, "batch_rows": 2, "commit_ms": 0.25},
+                    "hub": {"lag_ms": 0.5, "max_lag_ms": 4.0}, "requeued_by": {}}),
+    "ping": ("C:", {"verb": "ping", "id": 14}),
+    "ping_reply": ("S:", {"id": 14, "now": 1795560407.5}),
+    "bye": ("C:", {"verb": "bye", "id": 15}),
+    "bye_reply": ("S: and the connection ends", {"id": 15}),
+    "notice_cancel": ("S: unasked", {"notice": "cancel", "leases": [[7, 12]]}),
+    "notice_drain": ("S: unasked", {"notice": "drain", "reason": "broker"}),
+    "error": ("S: a request that is refused as a whole", {"id": 2, "error": {"code": "BUSY", "message":
+              "too much waits to be written", "retry_after_s": 0.1}}),
+    "error_fatal": ("S: the last frame before the broker closes", {"id": 0, "error": {"code": "PROTOCOL_ERROR", "message":
+                    "a frame of 0 bytes; 1 to 4194304 are allowed"}}),
+}
+
+#: Name -> (bytes that are a PROTOCOL_ERROR, why).
+MALFORMED: dict[str, tuple[bytes, str]] = {
+    "malformed_empty": (bytes(4), "a length of 0"),
+    "malformed_too_long": (bytes.fromhex("ffffffff"), "a length above the limit"),
+    "malformed_list": (bytes.fromhex("00000001 90"), "the body is not a map"),
+    "malformed_two_values": (bytes.fromhex("00000002 80 80"), "two values in one body"),
+    "malformed_duplicate": (bytes.fromhex("00000007 82 a161 01 a161 02"), "the key \"a\" twice"),
+    "malformed_number_key": (bytes.fromhex("00000003 81 01 02"), "a number as a key"),
+    "malformed_extension": (bytes.fromhex("00000006 81 a161 d4 01 00"), "an extension type"),
+    "malformed_utf8": (bytes.fromhex("00000005 81 a161 a1 ff"), "a string that is not UTF-8"),
+    "malformed_cut_short": (bytes.fromhex("00000004 82 a161 01"), "a map that ends too early"),
+}
+
+
+def encode(value: object) -> list[tuple[bytes, str]]:
+    """Return the msgpack bytes of a value in pieces, each with a word for people."""
+    if value is None or isinstance(value, bool):
+        return [({None: b"\xc0", False: b"\xc2", True: b"\xc3"}[value], str(value).lower().replace("none", "nil"))]
+    if isinstance(value, int):
+        return [(_integer(value), str(value))]
+    if isinstance(value, float):
+        return [(b"\xcb" + struct.pack(">d", value), f"{value} (float)")]
+    if isinstance(value, str):
+        data = value.encode()
+        return [(_head(len(data), 0xA0, 31, {1: 0xD9, 2: 0xDA}) + data, f'"{value}"')]
+    if isinstance(value, bytes):
+        return [(_head(len(value), None, -1, {1: 0xC4, 2: 0xC5}) + value, f"{len(value)} bytes")]
+    if isinstance(value, list):
+        pieces = [(_head(len(value), 0x90, 15, {2: 0xDC}), f"list of {len(value)}")]
+        for item in value:
+            pieces += encode(item)
+        return pieces
+    pieces = [(_head(len(value), 0x80, 15, {2: 0xDE}), f"map of {len(value)}")]
+    for key, item in value.items():
+        (data, word), (first, *rest) = encode(key)[0], encode(item)
+        # A key and a short value share a line.
+        if rest or len(data) + len(first[0]) > 40:
+            pieces += [(data, word + ":"), first, *rest]
+        else:
+            pieces.append((data + first[0], f"{word}: {first[1]}"))
+    return pieces
+
+
+def _integer(value: int) -> bytes:
+    if 0 <= value < 128:
+        return bytes([value])
+    for size, code in ((1, 0xCC), (2, 0xCD), (4, 0xCE), (8, 0xCF)):
+        if value < 256**size:
+            return bytes([code]) + value.to_bytes(size, "big")
+    raise ValueError(value)
+
+
+def _head(length: int, fix: int | None, most: int, sized: dict[int, int]) -> bytes:
+    if fix is not None and length <= most:
+        return bytes([fix | length])
+    for size, code in sized.items():
+        if length < 256**size:
+            return bytes([code]) + length.to_bytes(size, "big")
+    raise ValueError(length)
+
+
+def lines_of(pieces: list[tuple[bytes, str]]) -> str:
+    """Return pieces as lines of hex and words, 16 bytes a line."""
+    lines = []
+    for data, word in pieces:
+        for first in range(0, len(data), 16):
+            shown = data[first:first + 16].hex(" ")
+            lines.append(f"{shown:<48}# {word}" if first + 16 >= len(data) else shown)
+    return "\n".join(lines) + "\n"
+
+
+def vectors() -> dict[str, str]:
+    """Return file name -> content, for all of them."""
+    files = {}
+    for name, (_, message) in MESSAGES.items():
+        pieces = encode(message)
+        length = sum(len(data) for data, _ in pieces)
+        files[f"{name}.hex"] = lines_of([(struct.pack(">I", length), f"length {length}"), *pieces])
+    for name, (data, why) in MALFORMED.items():
+        files[f"{name}.hex"] = lines_of([(data, why)])
+    return files
+
+
+def section() -> str:
+    """Return the part of the specification between the markers."""
+    files = vectors()
+    parts = [BEGIN]
+    for name, (heading, _) in MESSAGES.items():
+        parts.append(f"**{name}** · {heading}\n\n```\n{files[name + '.hex']}```\n\n")
+    parts.append("These are PROTOCOL_ERRORs:\n\n| bytes | why |\n|---|---|\n")
+    parts += [f"| `{data.hex(' ')}` | {why} |\n" for data, why in MALFORMED.values()]
+    return "".join([*parts, END])
+
+
+def main() -> None:
+    """Write all files and the section."""
+    for name, content in vectors().items():
+        (HERE / name).write_text(content)
+    text = SPECIFICATION.read_text()
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    SPECIFICATION.write_text(before + section() + after)
+
+
+if __name__ == "__main__":
+    main()
