@@ -1,0 +1,121 @@
+"""Each benchmark, run for seconds as a user would run it: it ends by itself, checks what it must, prints what it promises. No times."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT, BrokerProcess, WorkerProcess, free_port
+
+WITHIN_S = 100
+
+
+def bench(script: str, *arguments: str, env: dict[str, str] | None = None, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "bench" / script), *arguments], capture_output=True, text=True,
+                          timeout=WITHIN_S, env={"PATH": "/usr/bin:/bin", **(env or {})}, cwd=cwd)
+
+
+def objects(done: subprocess.CompletedProcess) -> list[dict]:
+    """Return the objects of a `--json` run, after a look at their shape."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    for item in found:
+        assert isinstance(item["name"], str) and isinstance(item["unit"], str) and isinstance(item["params"], dict), item
+        assert isinstance(item["value"], (int, float)), item
+    return found
+
+
+def values(done: subprocess.CompletedProcess) -> dict[str, float]:
+    return {item["name"]: item["value"] for item in objects(done)}
+
+
+@pytest.mark.parametrize("flags", [
+    ("--batch", "10", "--connections", "2"), ("--batch", "1", "--connections", "3", "--pipeline", "4", "--safe"),
+    ("--mode", "submit", "--batch", "100", "--connections", "1", "--jobs", "1000"),
+    ("--mode", "drain", "--batch", "100", "--connections", "2", "--jobs", "1000")], ids=["all", "safe", "submit", "drain"])
+def test_throughput_measures_and_finds_every_job_in_the_store(flags: Sequence[str], tmp_path: Path) -> None:
+    done = bench("throughput.py", *flags, "--seconds", "0.3", "--json", cwd=tmp_path)
+
+    found = values(done)
+
+    assert found["jobs"] > 0 and found["fsyncs"] > 0 and found["broker memory"] > 0
+    machine = objects(done)[0]
+    assert machine["name"] == "machine"
+    assert {"machine", "versions", "commit", "broker_settings"} <= machine["params"].keys()
+
+
+def test_throughput_prints_a_table_for_people(tmp_path: Path) -> None:
+    done = bench("throughput.py", "--connections", "1", "--seconds", "0.2", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[-3:]]
+    assert [row[:2] for row in rows] == [["1", "1"], ["10", "1"], ["100", "1"]]
+
+
+def test_connections_lets_every_connection_complete_a_job(tmp_path: Path) -> None:
+    found = values(bench("connections.py", "--connections", "30", "--idle", "0.2", "--probes", "5", "--json", cwd=tmp_path))
+
+    assert found["jobs in the store"] == 35
+    assert {"connect", "broker memory per connection", "idle CPU", "submit to result, alone p50",
+            "submit to result, all held p99.9"} <= found.keys()
+
+
+def test_connections_refuses_more_than_the_file_limit(tmp_path: Path) -> None:
+    done = bench("connections.py", "--connections", "100000000", cwd=tmp_path)
+
+    assert done.returncode == 1 and "file limit" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_stress_frames_its_summary(broker: BrokerProcess, start_worker: Callable[..., WorkerProcess], tmp_path: Path) -> None:
+    start_worker()
+
+    done = bench("stress.py", "--jobs", "40", "--connections", "8", "--seed", "1", env=broker.client_env, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    first, last = (place for place, line in enumerate(lines) if line and set(line) == {"="})
+    framed = [line.split(":") for line in lines[first + 1:last]]
+    assert [label.strip() for label, _ in framed] == ["Total Jobs", "Success", "Failed", "Total Time", "Avg Latency", "Throughput"]
+    assert [value.strip() for _, value in framed[:3]] == ["40", "40", "0"]
+    assert framed[4][1].endswith("ms/job") and framed[5][1].endswith("jobs/sec")
+    assert [line.split()[0] for line in lines[last + 1:]] == ["p50", "p95", "p99"]
+
+
+def test_stress_counts_wrong_results_as_failed(broker: BrokerProcess, start_worker: Callable[..., WorkerProcess],
+                                               tmp_path: Path) -> None:
+    liar = tmp_path / "liar.py"
+    liar.write_text("from greenroom.tasks import register_task\n"
+                    "register_task('to_uppercase', lambda payload: 'not it')\n")
+    start_worker(tasks=liar)
+
+    done = bench("stress.py", "--jobs", "10", "--connections", "2", "--seed", "1", env=broker.client_env, cwd=tmp_path)
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Failed      : 2" in done.stdout and "Success     : 8" in done.stdout
+
+
+def test_stress_prints_json(broker: BrokerProcess, start_worker: Callable[..., WorkerProcess], tmp_path: Path) -> None:
+    start_worker()
+
+    found = values(bench("stress.py", "--jobs", "10", "--connections", "2", "--json", env=broker.client_env, cwd=tmp_path))
+
+    assert (found["total jobs"], found["success"], found["failed"]) == (10, 10, 0)
+
+
+def test_stress_without_a_broker_says_what_to_start(certificates: Path, tmp_path: Path) -> None:
+    env = {"GREENROOM_URL": f"greenroom://localhost:{free_port()}", "GREENROOM_CA": str(certificates / "ca.crt")}
+
+    done = bench("stress.py", env=env, cwd=tmp_path)
+
+    assert done.returncode == 3 and "python broker.py" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_stress_without_a_worker_says_what_to_start(broker: BrokerProcess, tmp_path: Path) -> None:
+    done = bench("stress.py", env=broker.client_env, cwd=tmp_path)
+
+    assert done.returncode == 3 and "python worker.py" in done.stderr and len(done.stderr.splitlines()) == 1

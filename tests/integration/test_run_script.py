@@ -1,0 +1,152 @@
+"""The script `run`: what it makes, when it makes it again, and what it says where something is missing. No network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+
+#: Stands for the programs and the certificate maker of the checkout: `run` only has to call them, from the right folder.
+TELL = "import os, sys\nprint(os.path.basename(__file__), os.getcwd(), *sys.argv[1:])\n"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with `run`, whose requirements every new virtualenv fulfils already."""
+    folder = tmp_path / "a check out"
+    (folder / "certs").mkdir(parents=True)
+    shutil.copy(ROOT / "run", folder / "run")
+    for name in ("certs/gen_certs.py", "client.py"):
+        (folder / name).write_text(TELL)
+    for name in ("requirements.txt", "requirements-test.txt"):
+        (folder / name).write_text("pip\n")
+    return folder
+
+
+def run(checkout: Path, *arguments: str, path: str | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the script as on a machine whose home is not writable."""
+    env = {"PATH": path or f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": "/nonexistent", "PIP_NO_INDEX": "1"}
+    return subprocess.run([str(checkout / "run"), *arguments], cwd=cwd or checkout.parent, env=env, capture_output=True, text=True,
+                          timeout=100)
+
+
+def machine(folder: Path, **programs: str) -> str:
+    """Make a folder for PATH that holds these shell scripts and a few plain tools, and nothing else."""
+    folder.mkdir()
+    for name in ("sh", "cat", "cksum", "dirname", "id", "mkdir", "rm", "tail"):
+        (folder / name).symlink_to(shutil.which(name))
+    for name, script in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(stat.S_IRWXU)
+    return str(folder)
+
+
+def test_help_names_every_target() -> None:
+    done = run(ROOT, "help")
+
+    assert done.returncode == 0
+    for target in ("demo", "test", "setup", "broker", "worker", "client", "bench", "screenshots", "lint", "clean"):
+        assert f"./run {target}" in done.stdout
+
+
+def test_an_unknown_target_is_refused_with_the_list() -> None:
+    done = run(ROOT, "dmeo")
+
+    assert done.returncode == 2
+    assert "no command dmeo" in done.stderr
+    assert "./run demo" in done.stderr
+
+
+def test_without_a_new_enough_python_one_line_says_so(checkout: Path, tmp_path: Path) -> None:
+    done = run(checkout, "setup", path=machine(tmp_path / "bin", python3="exit 1"))
+
+    assert done.returncode == 1
+    assert done.stderr == "run: Python 3.11 or newer is needed: apt-get install python3, or https://www.python.org/downloads/\n"
+
+
+def test_a_missing_venv_module_is_named_with_the_command_that_installs_it(checkout: Path, tmp_path: Path) -> None:
+    without_venv = f'case "$2" in *ensurepip*) exit 1 ;; *) exec "{sys.executable}" "$@" ;; esac'
+
+    done = run(checkout, "setup", path=machine(tmp_path / "bin", python3=without_venv))
+
+    assert done.returncode == 1
+    minor = sys.version_info.minor
+    assert done.stderr.splitlines()[-1] == \
+        f"run: the venv module of python3 is missing: apt-get install python3.{minor}-venv (or: pip install virtualenv)"
+
+
+def test_virtualenv_is_used_where_present(checkout: Path, tmp_path: Path) -> None:
+    # `virtualenv -q -p PYTHON FOLDER`; this one leaves a mark.
+    virtualenv = f'"{sys.executable}" -m venv "$4" && : >"$4/made-by-virtualenv"'
+    python = f'exec "{sys.executable}" "$@"'
+
+    done = run(checkout, "setup", path=machine(tmp_path / "bin", python3=python, virtualenv=virtualenv))
+
+    assert done.returncode == 0, done.stderr
+    assert (checkout / ".venv/made-by-virtualenv").exists()
+
+
+def test_what_is_set_up_is_not_set_up_again_until_the_requirements_change(checkout: Path) -> None:
+    first = run(checkout, "setup")
+    second = run(checkout, "setup")
+    (checkout / "requirements.txt").write_text("pip\n# newer\n")
+    third = run(checkout, "setup")
+
+    assert (first.returncode, second.returncode, third.returncode) == (0, 0, 0), first.stderr + second.stderr + third.stderr
+    assert "making .venv" in first.stderr
+    assert second.stderr == ""
+    assert third.stderr.startswith("run: installing requirements.txt\n")
+    for done in (first, second, third):
+        assert "gen_certs.py" in done.stdout
+
+
+def test_a_set_up_that_failed_or_was_interrupted_is_done_again(checkout: Path) -> None:
+    (checkout / "requirements.txt").write_text("there-is-no-such-package\n")
+    failed = run(checkout, "setup")
+    (checkout / ".venv/half-made").touch()
+    (checkout / "requirements.txt").write_text("pip\n")
+    again = run(checkout, "setup")
+
+    assert failed.returncode == 1
+    assert "there-is-no-such-package" in failed.stderr
+    assert "pip could not install requirements.txt" in failed.stderr.splitlines()[-1]
+    assert again.returncode == 0, again.stderr
+    assert not (checkout / ".venv/half-made").exists()
+
+
+def test_programs_run_in_the_callers_folder_with_all_their_arguments(checkout: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+
+    done = run(checkout, "client", "submit", "a b", "*", cwd=elsewhere)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"client.py {elsewhere} submit a b *"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_checkout_that_is_not_writable_is_named(checkout: Path) -> None:
+    checkout.chmod(stat.S_IRUSR | stat.S_IXUSR)
+
+    done = run(checkout, "setup")
+
+    checkout.chmod(stat.S_IRWXU)
+    assert done.returncode == 1
+    assert "is not writable" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("shell", ["dash", "sh", "bash"])
+def test_any_posix_shell_can_read_it(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell} here")
+
+    done = subprocess.run([shell, str(ROOT / "run"), "help"], capture_output=True, text=True, timeout=20)
+
+    assert (done.returncode, done.stderr) == (0, "")
