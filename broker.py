@@ -71,6 +71,7 @@ class LocalCaller:
     def __init__(self) -> None:
         self.is_open = True
         self.open_waits: set = set()
+        self.held_deliveries = 0
         self._answer: AsyncResult = AsyncResult()
 
     def answer(self, request_id: int, answer: dict | GreenroomError) -> None:
@@ -155,7 +156,7 @@ class Broker:
             "alpn": ALPN, "host": self.settings.host, "port": listener.server_port,
             "client_certificates": "required" if requires else "not required",
             "certificate": {
-                "file": self.settings.cert, "subject": info.subject, "issuer": info.issuer, "sans": list(info.sans),
+                "file": _shown_path(self.settings.cert), "subject": info.subject, "issuer": info.issuer, "sans": list(info.sans),
                 "sha256": info.sha256, "key_type": info.key_type, "not_before": info.not_before, "not_after": info.not_after,
                 "days_left": days_left(info, self.clock.now())},
             "policy": "connections that are not TLS 1.3 are closed and counted; the broker serves on",
@@ -240,6 +241,13 @@ class Broker:
         except DrainingError as exc:
             log.error("[Server] %s", exc)
             self.exit_code = 1
+
+
+def _shown_path(path: str) -> str:
+    """Return a path as a person would type it: relative to the checkout if it lies there."""
+    full = os.path.abspath(path)
+    inside = os.path.join(str(config.CHECKOUT), "")
+    return full[len(inside):] if full.startswith(inside) else path
 
 
 def _connection_limit(wanted: int) -> int:

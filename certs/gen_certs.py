@@ -382,7 +382,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="gen_certs.py", description="Make the CA, the server certificate and client certificates of Greenroom.",
         epilog="Good files are kept; certificates that expire within 14 days are renewed. Keys have mode 0600.")
     here = Path(__file__).resolve().parent
-    parser.add_argument("--dir", type=Path, default=here, help="where the files go (default: the folder of this script)")
+    if here.name != "certs":
+        here = Path.cwd() / "certs"  # installed as greenroom.gen_certs: never into the package
+    parser.add_argument("--dir", type=Path, default=here, help="where the files go (default: the folder of this script, or ./certs if it is installed)")
     parser.add_argument("--name", action="append", default=[], type=_argument(check_host_name), metavar="NAME",
                         help="one more host name or IP address of the server, besides localhost, 127.0.0.1 and ::1; "
                              "may be repeated; names given earlier stay unless --force")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from greenroom.effects import Delivery, Effects
@@ -37,7 +38,13 @@ BLOCK_NUMBERS = 200_000
 
 
 class Peer(Protocol):
-    """Whoever is answered: a session's connection, or a caller inside the process."""
+    """Whoever is answered: a session's connection, or a caller inside the process.
+
+    Attributes:
+        held_deliveries: deliveries that were decided and wait for a commit.
+    """
+
+    held_deliveries: int
 
     def answer(self, request_id: int, answer: dict | GreenroomError) -> None:
         """Take the reply to a request."""
@@ -47,6 +54,32 @@ class Peer(Protocol):
 
     def flush(self) -> None:
         """Send what was taken since the last flush."""
+
+
+class Budget:
+    """How many bytes of large payloads and results the look-ups of one request may still bring into memory.
+
+    Attributes:
+        left: bytes; the first one always fits. payload: payloads are wanted too, not only results.
+    """
+
+    __slots__ = ("left", "payload", "is_fresh")
+
+    def __init__(self, left: int, *, payload: bool) -> None:
+        self.left = left
+        self.payload = payload
+        self.is_fresh = True
+
+    def take(self, job: Job) -> bool:
+        """Tell whether what is missing of a job may be loaded, and count it."""
+        missing = job.result_bytes if job.result is None else 0
+        if self.payload and job.payload is None:
+            missing += job.payload_bytes
+        if not missing or (missing > self.left and not self.is_fresh):
+            return False
+        self.left -= missing
+        self.is_fresh = False
+        return True
 
 
 class Batch:
@@ -89,7 +122,7 @@ class Batches:
         self._to_apply: deque[list[Job]] = deque()
         self._store_changed = False  # rows outside the batch: number blocks, pruning
         self._lookups: deque[tuple[bytes, Callable[[Submission | None], None]]] = deque()
-        self._loads: deque[tuple[list[int], Callable[[dict[int, Job | Lost]], None]]] = deque()
+        self._loads: deque[tuple[list[int], Callable[[dict[int, Job | Lost]], None], Budget | None]] = deque()
         self._refills: deque = deque()
         self._wants_scheduled = False
         self._prune_at: float | None = None
@@ -105,7 +138,7 @@ class Batches:
             self._note_rows()
             batch.dirty.update(effects.dirty)
         for delivery in effects.deliveries:
-            self.hold(delivery.session.conn, delivery.request_id, {"jobs": _delivered(delivery)})
+            self._deliver(delivery)
             for job in delivery.jobs:
                 if job.stored_state:
                     _forget_payload(job)
@@ -122,6 +155,20 @@ class Batches:
             self._wants_scheduled = self._wants_scheduled or effects.wants_scheduled
             self.wake()
 
+    def _deliver(self, delivery: Delivery) -> None:
+        peer = delivery.session.conn
+        if peer is None:
+            return
+        if not self._may_leave:
+            # Until it leaves, a heartbeat that lacks these leases proves nothing.
+            peer.held_deliveries += 1
+            self._leave(None, None, partial(_now_delivered, peer))
+        self._leave(peer, delivery.request_id, {"jobs": _delivered(delivery)})
+
+    @property
+    def _may_leave(self) -> bool:
+        return self._closed is None and not self._gathering.has_rows
+
     def hold(self, peer: Peer | None, request_id: int, answer: dict | GreenroomError) -> None:
         """Answer a request as soon as nothing is pending that the answer may tell of."""
         if peer is not None:
@@ -132,11 +179,10 @@ class Batches:
         self._leave(None, None, call)
 
     def _leave(self, peer: Peer | None, request_id: int | None, answer: object) -> None:
-        batch = self._gathering
-        if self._closed is None and not batch.has_rows:
+        if self._may_leave:
             _send([(peer, request_id, answer)])
         else:
-            batch.leaving.append((peer, request_id, answer))
+            self._gathering.leaving.append((peer, request_id, answer))
 
     def _note_rows(self) -> None:
         self.changes += 1
@@ -168,9 +214,13 @@ class Batches:
         else:
             self._lookups.append((submission_id, found))
 
-    def load(self, ids: list[int], loaded: Callable[[dict[int, Job | Lost]], None]) -> None:
-        """Load jobs from the store when it is free, with all rows flushed."""
-        self._loads.append((ids, loaded))
+    def load(self, ids: list[int], loaded: Callable[[dict[int, Job | Lost]], None], budget: Budget | None = None) -> None:
+        """Load jobs from the store when it is free, with all rows flushed.
+
+        `loaded` must act on them at once: a moment later they may be out of date. Large payloads and results are None but for
+        those that the budget covers.
+        """
+        self._loads.append((ids, loaded, budget))
         self.wake()
 
     def prune_soon(self, now: float) -> None:
@@ -240,14 +290,21 @@ class Batches:
             elif self._wants_scheduled:
                 self._refill_scheduled()
             elif self._loads:
-                ids, loaded = self._loads.popleft()
-                loaded(self.store.load(ids))
+                self._load_some(*self._loads.popleft())
             else:
                 break
         if self._prune_at is not None:
             pruned = self.store.prune(self._prune_at, 200)
             self._prune_at = now if pruned else None
             self._store_changed = self._store_changed or pruned > 0
+
+    def _load_some(self, ids: list[int], loaded: Callable[[dict[int, Job | Lost]], None], budget: Budget | None) -> None:
+        jobs = self.store.load(ids, small=True)
+        if budget is not None:
+            for job_id, job in jobs.items():
+                if isinstance(job, Job) and budget.take(job):
+                    jobs[job_id] = self.store.load([job_id])[job_id]
+        loaded(jobs)
 
     def _refill(self, now: float) -> None:
         lane = self._refills.popleft()
@@ -317,6 +374,10 @@ def _forget_payload(job: Job) -> None:
 def _delivered(delivery: Delivery) -> list[list[object]]:
     return [[job.id, job.fence, job.task, job.payload, job.raw, job.queue, job.attempt, job.priority]
             for job in delivery.jobs]
+
+
+def _now_delivered(peer: Peer) -> None:
+    peer.held_deliveries -= 1
 
 
 def _send(leaving: list[tuple[Peer | None, int | None, object]]) -> None:

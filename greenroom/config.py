@@ -16,6 +16,8 @@ from greenroom.errors import ConfigError
 from greenroom.protocol import DEFAULT_PORT
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+#: Where certs/ lies: beside broker.py in a checkout; where the wheel is installed, in the current folder.
+CERTIFICATES = (CHECKOUT if (CHECKOUT / "protocol.py").exists() else Path.cwd()) / "certs"
 ENVIRONMENT_PREFIX = "GREENROOM_"
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 DEFAULT_WEB_PORT = 8080
@@ -33,8 +35,8 @@ class BrokerConfig:
     port: int = _setting(DEFAULT_PORT, "port of the jobs' TLS listener; 0: any free one", 0, 65535)
     web_port: int = _setting(DEFAULT_WEB_PORT, "port of the web page and REST API, on 127.0.0.1; 0: any free one", 0, 65535)
     data: str = _setting("data", "directory of the store, or memory: to keep nothing")
-    cert: str = _setting(str(CHECKOUT / "certs/server.crt"), "PEM file of the broker's certificate")
-    key: str = _setting(str(CHECKOUT / "certs/server.key"), "PEM file of its private key, readable by the owner only")
+    cert: str = _setting(str(CERTIFICATES / "server.crt"), "PEM file of the broker's certificate")
+    key: str = _setting(str(CERTIFICATES / "server.key"), "PEM file of its private key, readable by the owner only")
     client_ca: str = _setting("", "PEM file of a CA; clients and workers must then show a certificate signed by it")
     lease_s: float = _setting(15.0, "seconds after which a silent worker loses its jobs", 1, 3600)
     reconnect_grace_s: float = _setting(0.5, "seconds in which a worker whose connection broke may come back", 0, 60)
@@ -76,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     for setting in fields(BrokerConfig):
         flag = "--" + setting.name.replace("_", "-")
         shown = setting.default if setting.default != "" else "none"
-        if isinstance(shown, str) and shown.startswith(str(CHECKOUT)):
-            shown = str(Path(shown).relative_to(CHECKOUT)) + " beside broker.py"
+        if isinstance(shown, str) and shown.startswith(str(CERTIFICATES)):
+            shown = f"certs/{Path(shown).name}"
         parser.add_argument(flag, type=_flag_type(setting), metavar=setting.type.upper(), default=None,
                             help=f"{setting.metadata['doc']} (default: {shown})")
     return parser

@@ -47,8 +47,6 @@ SLEEPS, SLEEP_S = 180, 0.25
 FILES_PER_BUILTIN = 8
 #: Exponents k, and whether 2^k - 1 is prime (oeis.org/A000043).
 MERSENNE = {31: True, 61: True, 67: False, 83: False, 89: True, 101: False, 107: True, 127: True}
-#: Jobs asked for at once: a thousand views with their results are more values than a client reads from one frame.
-VIEWS_AT_ONCE = 500
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -282,11 +280,10 @@ def await_workers(client: Client, count: int) -> None:
 def read_views(client: Client, ids: Sequence[int]) -> list[dict]:
     """Return the finished jobs in the order of their ids here."""
     views: dict[int, dict] = {}
-    for start in range(0, len(ids), VIEWS_AT_ONCE):
-        for view in client.wait(ids[start:start + VIEWS_AT_ONCE], END_WITHIN_S):
-            if "state" not in view:
-                raise DemoError(f"the broker has lost job {view['id']}: {view['error']}")
-            views[view["id"]] = view
+    for view in client.wait(ids, END_WITHIN_S):
+        if "state" not in view:
+            raise DemoError(f"the broker has lost job {view['id']}: {view['error']}")
+        views[view["id"]] = view
     return [views[job_id] for job_id in ids]
 
 

@@ -16,7 +16,7 @@ from gevent.event import Event
 from gevent.queue import Empty, Queue
 from gevent.threadpool import ThreadPool
 
-from greenroom.batches import Batches
+from greenroom.batches import Batches, Budget
 from greenroom.clock import Clock
 from greenroom.engine import Engine
 from greenroom.errors import BusyError, DrainingError
@@ -41,7 +41,7 @@ PAGE_DEADLINE_S = 15.0
 #: Ids loaded in one look into the store.
 LOAD_IDS = 200
 #: Ids that wait to be looked up in the store, of all peers; beyond it BUSY.
-MAX_LOADING_IDS = 100_000
+MAX_LOADING_IDS = 20_000
 #: Below so much free disk new jobs are refused while settles still find room.
 MIN_FREE_BYTES = 64 * 2**20
 
@@ -75,6 +75,7 @@ class Dispatch:
         self.commit_s = 0.0
         self._loading_ids = 0
         self._has_failed = False
+        self._next_disk_look = 0.0
         self._data_dir = data_dir
         self._on_fatal = on_fatal
         self._timer_wake = Event()
@@ -147,10 +148,12 @@ class Dispatch:
             self._on_fatal(f"the store failed: {exc}")
             raise
         batches.committed()
+        self._replan()  # refills may have granted leases and brought scheduled jobs
         return needs_commit
 
     def _timer(self) -> None:
-        while True:
+        # A draining broker ends no lease and forgets no worker: all of that is for the next start.
+        while not self.engine.draining:
             now = self.now()
             due = min((at for at in (self.engine.next_due(), self.waits.next_due()) if at is not None), default=now + 1)
             self._planned_at = min(max(due, now), now + TICK_AT_LEAST_S)
@@ -177,8 +180,6 @@ class Dispatch:
         self.after_call()
         self._look_at_disk(now)
 
-    _next_disk_look = 0.0
-
     def _look_at_disk(self, now: float) -> None:
         if now < self._next_disk_look:
             return
@@ -199,6 +200,9 @@ class Dispatch:
         if finished:
             self._remember(finished)
         self.batches.collect()
+        self._replan()
+
+    def _replan(self) -> None:
         due = self.engine.next_due()
         if due is not None and due < self._planned_at:
             self._planned_at = due
@@ -217,64 +221,46 @@ class Dispatch:
         """Return the job if memory knows it: unfinished and in a window or running, or finished lately."""
         return self.engine.jobs.get(job_id) or self._recent.get(job_id) or self._recent_before.get(job_id)
 
+    def as_memory_knows(self, found: Job | Lost) -> Job | Lost:
+        """Return a job that was just loaded, with what memory knows better: a running one is recorded as queued."""
+        if isinstance(found, Lost):
+            return found
+        present = self.in_memory(found.id)
+        if present is None:
+            return found
+        if present.payload is not None or not found.payload_bytes:
+            return present
+        found.state, found.worker, found.fence, found.attempt = present.state, present.worker, present.fence, present.attempt
+        found.started_at, found.cancel_requested = present.started_at, present.cancel_requested
+        return found
+
     def check_room(self) -> None:
         """Raise BusyError while the batch that gathers takes no more submits."""
         if self.batches.is_full:
             raise BusyError("too much waits to be written", retry_after_s=0.1)
 
-    def find(self, ids: list[int], found: Callable[[dict[int, Job | Lost]], None], *, whole: bool = False) -> None:
-        """Find jobs in memory or in the store; `found` is called at once or soon, on the hub.
+    def load(self, ids: list[int], took: Callable[[dict[int, Job | Lost]], None], done: Callable[[], None],
+             budget: Budget | None = None) -> None:
+        """Load jobs from the store, a few at a time, on the hub.
 
         Args:
-            whole: also those in memory whose payload is not are loaded.
-        """
-        known: dict[int, Job | Lost] = {}
-        missing: list[int] = []
-        for job_id in dict.fromkeys(ids):
-            job = self.in_memory(job_id)
-            if job is None or (whole and job.payload is None and job.payload_bytes):
-                missing.append(job_id)
-            else:
-                known[job_id] = job
-
-        def loaded(jobs: dict[int, Job | Lost]) -> None:
-            found(known | {job_id: self._as_memory_knows(job_id, job) for job_id, job in jobs.items()})
-
-        self.load(missing, loaded)
-
-    def load(self, ids: list[int], loaded: Callable[[dict[int, Job | Lost]], None]) -> None:
-        """Load jobs from the store, a few at a time; `loaded` is called with all of them, on the hub.
+            took: gets each few as soon as they are read, and acts on them at once: a commit later they may be out of date.
+            done: called when all were taken; at once if there is nothing to load.
+            budget: what large payloads and results may still be loaded; None: none.
 
         Raises BusyError while too many ids wait to be loaded.
         """
         if not ids:
-            loaded({})
+            done()
             return
         if self._loading_ids + len(ids) > MAX_LOADING_IDS:
             raise BusyError("too many jobs are being looked up", retry_after_s=0.5)
         self._loading_ids += len(ids)
-        jobs: dict[int, Job | Lost] = {}
+        _Loading(self, ids, took, done, budget).ask()
 
-        def took(some: dict[int, Job | Lost]) -> None:
-            jobs.update(some)
-            if len(jobs) < len(ids):
-                self.batches.load(ids[len(jobs):len(jobs) + LOAD_IDS], took)
-                return
-            self._loading_ids -= len(ids)
-            loaded(jobs)
-
-        self.batches.load(ids[:LOAD_IDS], took)
-
-    def _as_memory_knows(self, job_id: int, job: Job | Lost) -> Job | Lost:
-        """Return a job that was just loaded, with what memory knows better: it may have come into memory meanwhile."""
-        present = self.engine.jobs.get(job_id)
-        if present is None or not isinstance(job, Job):
-            return job
-        if present.payload is not None:
-            return present
-        job.state, job.worker, job.fence, job.attempt = present.state, present.worker, present.fence, present.attempt
-        job.started_at, job.cancel_requested = present.started_at, present.cancel_requested
-        return job
+    def loading_done(self, count: int) -> None:
+        """Note that so many ids are no longer being loaded."""
+        self._loading_ids -= count
 
     def read_page(self, **query: object) -> tuple[list[Job], int | None]:
         """Read one page of jobs as committed. Switches until it is there; raises BusyError when too many wait for pages."""
@@ -303,3 +289,29 @@ class Dispatch:
         """Let the hub look at its sockets in the middle of a long answer."""
         gevent.sleep(0.001)
 
+
+class _Loading:
+    """One `Dispatch.load`. An object, not functions that name each other: those would be cycles, freed late by the collector."""
+
+    __slots__ = ("_dispatch", "_ids", "_took", "_done", "_budget", "_at")
+
+    def __init__(self, dispatch: Dispatch, ids: list[int], took: Callable[[dict[int, Job | Lost]], None], done: Callable[[], None],
+                 budget: Budget | None) -> None:
+        self._dispatch = dispatch
+        self._ids = ids
+        self._took = took
+        self._done = done
+        self._budget = budget
+        self._at = 0
+
+    def ask(self) -> None:
+        self._dispatch.batches.load(self._ids[self._at:self._at + LOAD_IDS], self._took_some, self._budget)
+
+    def _took_some(self, jobs: dict[int, Job | Lost]) -> None:
+        self._took(jobs)
+        self._at += LOAD_IDS
+        if self._at < len(self._ids):
+            self.ask()
+        else:
+            self._dispatch.loading_done(len(self._ids))  # only now: what was taken lies in memory until it is answered
+            self._done()

@@ -46,13 +46,14 @@ class Connection:
         open_waits: its waits. opened_at, partial_since: for the deadlines that `Sessions.sweep` keeps.
     """
 
-    __slots__ = ("session", "is_open", "open_waits", "opened_at", "partial_since", "stream", "address", "_dispatch",
+    __slots__ = ("session", "is_open", "open_waits", "held_deliveries", "opened_at", "partial_since", "stream", "address", "_dispatch",
                  "_frames", "_internal_errors", "_said_bye", "_owner")
 
     def __init__(self, owner: Sessions, dispatch: Dispatch, stream: Stream, address: str) -> None:
         self.session: Session | None = None
         self.is_open = True
         self.open_waits: set[Wait] = set()
+        self.held_deliveries = 0
         self.opened_at = dispatch.now()
         self.partial_since: float | None = None
         self.stream = stream
@@ -84,8 +85,8 @@ class Connection:
 
     @property
     def deliveries_written(self) -> bool:
-        """True when the peer's kernel has all that was sent."""
-        return self.stream.unsent_bytes == 0
+        """True when the peer's kernel has every delivery that was decided."""
+        return not self.held_deliveries and self.stream.unsent_bytes == 0
 
     def replaced(self) -> None:
         """The same worker process came back on another connection: this one ends."""

@@ -7,41 +7,52 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
 from greenroom import __version__, views
+from greenroom.batches import Budget, Peer
 from greenroom.dispatch import Dispatch
 from greenroom.engine import Engine
-from greenroom.errors import FullError, GreenroomError, KeyConflictError, StoreFullError, TooLargeError
+from greenroom.errors import (
+    BusyError, FullError, GreenroomError, InternalError, KeyConflictError, StoreFullError, TooLargeError)
 from greenroom.job import FINISHED_STATES, STATE_BY_LABEL, Job, NewJob, State, parse_new_job
 from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_value, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
 from greenroom.sessions import Session
-from greenroom.waits import Wait, fitting
+from greenroom.waits import ANSWER_BYTES, Wait, fitting
+
+log = logging.getLogger(__name__)
+
+#: A wait is given so long to look its jobs up, also when it does not want to wait for them.
+LOOK_UP_S = 5.0
 
 
-class Caller(Protocol):
-    """Who asks: a connection with its session, or the web."""
+class Caller(Peer, Protocol):
+    """Who asks: a connection with its session, or the web.
+
+    Attributes:
+        session: None for the web. is_open: False once nobody listens to answers any more. open_waits: its waits.
+        deliveries_written: False while deliveries may not have reached the peer's kernel.
+    """
 
     session: Session | None
+    is_open: bool
     open_waits: set[Wait]
-
-    def answer(self, request_id: int, answer: dict | GreenroomError) -> None: ...
-    def notify(self, notice: dict) -> None: ...
-    def flush(self) -> None: ...
-
-    @property
-    def deliveries_written(self) -> bool:
-        """False while something sent may not have reached the peer's kernel."""
+    deliveries_written: bool
 
 
-def _guarded(dispatch: Dispatch, caller: Caller, request_id: int, work: Callable[[], None]) -> None:
+def _later(dispatch: Dispatch, caller: Caller, request_id: int, work: Callable[[], None]) -> None:
     """Run the part of a handler that had to wait for the store; its errors are answered like those of the first part."""
     try:
         work()
     except GreenroomError as exc:
         dispatch.batches.hold(caller, request_id, exc)
+    except Exception:
+        # A bug of ours must cost this request only: we are inside the pump, where an error means that the store failed.
+        log.exception("the late part of a request failed")
+        dispatch.batches.hold(caller, request_id, InternalError("the broker met a bug of its own; it is in its log"))
     dispatch.after_call()
     caller.flush()
 
@@ -65,7 +76,7 @@ def _submit(dispatch: Dispatch, caller: Caller, request: Request) -> None:
                 raise KeyConflictError("this submission id was used with other jobs", field="submission")
             else:
                 dispatch.batches.hold(caller, request.id, {"jobs": json.loads(known.outcome), "repeated": True})
-        _guarded(dispatch, caller, request.id, work)
+        _later(dispatch, caller, request.id, work)
 
     dispatch.batches.find_submission(submission_id, found)
 
@@ -98,19 +109,38 @@ def _store_jobs(dispatch: Dispatch, caller: Caller, request_id: int, items: list
 
 def _cancel(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     ids = request.fields["jobs"]
-    outcomes: list[object] = [_try_cancel(dispatch, job_id, None) for job_id in ids]
+    outcomes: dict[int, object] = {job_id: _try_cancel(dispatch, job_id, None) for job_id in dict.fromkeys(ids)}
     dispatch.after_call()
 
-    def loaded(jobs: dict[int, Job | Lost]) -> None:
-        for place, job_id in enumerate(ids):
-            if outcomes[place] is None:
-                outcomes[place] = _try_cancel(dispatch, job_id, jobs[job_id])
+    def took(jobs: dict[int, Job | Lost]) -> None:
+        for job_id, job in jobs.items():
+            outcomes[job_id] = _try_cancel(dispatch, job_id, job)
         dispatch.after_call()
-        dispatch.batches.hold(caller, request.id, {"outcomes": outcomes})
-        caller.flush()
 
-    missing = [job_id for job_id, outcome in zip(ids, outcomes) if outcome is None]
-    dispatch.load(list(dict.fromkeys(missing)), loaded)
+    def done() -> None:
+        dispatch.batches.hold(caller, request.id, {"outcomes": [outcomes[job_id] for job_id in ids]})
+
+    _load(dispatch, caller, request.id, [job_id for job_id, outcome in outcomes.items() if outcome is None], took, done,
+          lambda job_id, error: outcomes.update({job_id: error}))
+
+
+def _load(dispatch: Dispatch, caller: Caller, request_id: int, missing: list[int], took: Callable[[dict[int, Job | Lost]], None],
+          done: Callable[[], None], refuse: Callable[[int, dict], None] | None, budget: Budget | None = None) -> None:
+    """Load jobs for a handler.
+
+    Args:
+        refuse: takes (job id, error map) of each missing job when too much is being loaded, for verbs that have done the others
+            already; None: the whole request is refused with BusyError.
+    """
+    try:
+        dispatch.load(missing, lambda jobs: _later(dispatch, caller, request_id, lambda: took(jobs)),
+                      lambda: _later(dispatch, caller, request_id, done), budget)
+    except BusyError as exc:
+        if refuse is None:
+            raise
+        for job_id in missing:
+            refuse(job_id, error_fields(exc))
+        done()
 
 
 def _try_cancel(dispatch: Dispatch, job_id: int, found: Job | Lost | None) -> object:
@@ -122,17 +152,37 @@ def _try_cancel(dispatch: Dispatch, job_id: int, found: Job | Lost | None) -> ob
 
 def _get(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     ids, with_payload = request.fields["jobs"], request.fields["payload"]
+    views_by_id: dict[int, dict] = {}
+    missing: list[int] = []
+    for job_id in dict.fromkeys(ids):
+        job = dispatch.in_memory(job_id)
+        if job is None or (with_payload and job.payload is None):
+            missing.append(job_id)
+        else:
+            views_by_id[job_id] = views.view(job, with_payload=with_payload, with_result=True)
 
-    def found(jobs: dict[int, Job | Lost]) -> None:
-        shown = [_view_or_error(job_id, jobs[job_id], with_payload=with_payload) for job_id in ids]
+    def took(jobs: dict[int, Job | Lost]) -> None:
+        for job_id, job in jobs.items():
+            views_by_id[job_id] = _view_or_error(job_id, dispatch.as_memory_knows(job), with_payload=with_payload)
+
+    def done() -> None:
+        shown = [views_by_id[job_id] for job_id in ids]
         fit = len(fitting(shown))
-        for place in range(fit, len(shown)):
-            error = error_fields(TooLargeError("the answer is too large with this job: ask for it alone"))
-            shown[place] = {"id": ids[place], "error": error}
+        for place, shown_view in enumerate(shown):
+            if place >= fit or _is_cut(shown_view, with_payload=with_payload):
+                error = error_fields(TooLargeError("the answer is too large with this job: ask for it alone"))
+                shown[place] = {"id": ids[place], "error": error}
         dispatch.batches.hold(caller, request.id, {"jobs": shown})
-        caller.flush()
 
-    dispatch.find(ids, found, whole=with_payload)
+    _load(dispatch, caller, request.id, missing, took, done, None, Budget(ANSWER_BYTES, payload=with_payload))
+
+
+def _is_cut(shown: dict, *, with_payload: bool) -> bool:
+    """Tell whether a view lacks a result or payload that the job has."""
+    if "error" in shown and "state" not in shown:
+        return False
+    return bool((shown["result_bytes"] and shown["result"] is None)
+                or (with_payload and shown["payload_bytes"] and shown["payload"] is None))
 
 
 def _view_or_error(job_id: int, found: Job | Lost, *, with_payload: bool = False) -> dict:
@@ -148,18 +198,37 @@ def _wait(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     if len(caller.open_waits) >= DEFAULT_LIMITS.waits:
         raise FullError(f"{len(caller.open_waits)} waits are open, the cap", retry_after_s=1.0)
     ids = list(dict.fromkeys(request.fields["jobs"]))
+    known = {job_id: dispatch.in_memory(job_id) for job_id in ids}
+    over = [views.view(job, with_result=True) for job in known.values() if job is not None and job.state in FINISHED_STATES]
+    if over:
+        dispatch.batches.hold(caller, request.id, {"jobs": fitting(over)})
+        return
     deadline = dispatch.now() + request.fields["wait"]
+    # Open before anything is loaded: a job may finish while others are still being looked up.
+    wait = Wait(caller, request.id, ids)
+    dispatch.waits.add(wait, max(deadline, dispatch.now() + LOOK_UP_S))
 
-    def found(jobs: dict[int, Job | Lost]) -> None:
-        over = [_view_or_error(job_id, job) for job_id, job in jobs.items()
-                if isinstance(job, Lost) or job.state in FINISHED_STATES]
+    def took(jobs: dict[int, Job | Lost]) -> None:
+        for job_id, job in jobs.items():
+            found = dispatch.as_memory_knows(job)
+            if isinstance(found, Lost) or found.state in FINISHED_STATES:
+                over.append(_view_or_error(job_id, found))
+
+    def done() -> None:
+        if not wait.is_open:
+            return
+        shown = [shown for shown in over if not _is_cut(shown, with_payload=False)]
         if over or deadline <= dispatch.now():
-            dispatch.batches.hold(caller, request.id, {"jobs": fitting(over)})
-            caller.flush()
-        elif caller.is_open:
-            dispatch.waits.add(Wait(caller, request.id, ids), deadline)
+            dispatch.batches.hold(*dispatch.waits.close(wait, shown or over[:1]))
+        else:
+            dispatch.waits.end_at(wait, deadline)
 
-    dispatch.find(ids, found)
+    try:
+        _load(dispatch, caller, request.id, [job_id for job_id, job in known.items() if job is None], took, done, None,
+              Budget(ANSWER_BYTES, payload=False))
+    except BusyError:
+        dispatch.waits.close(wait, [])
+        raise
 
 
 # -- working ----------------------------------------------------------------------------------------------------------------
@@ -185,14 +254,21 @@ def _settle(dispatch: Dispatch, caller: Caller, request: Request) -> None:
         except GreenroomError as exc:
             outcomes.append(error_fields(exc))
     _apply_settles(dispatch, items, places, outcomes, {})
-    missing = [(item, place) for item, place in zip(items, places) if outcomes[place] is None]
+    missing: dict[int, list[tuple[SettleItem, int]]] = {}
+    for item, place in zip(items, places):
+        if outcomes[place] is None:
+            missing.setdefault(item.job, []).append((item, place))
 
-    def loaded(jobs: dict[int, Job | Lost]) -> None:
-        _apply_settles(dispatch, [item for item, _ in missing], [place for _, place in missing], outcomes, jobs)
-        dispatch.batches.hold(caller, request.id, {"outcomes": outcomes})
-        caller.flush()
+    def took(jobs: dict[int, Job | Lost]) -> None:
+        pairs = [pair for job_id in jobs for pair in missing[job_id]]
+        _apply_settles(dispatch, [item for item, _ in pairs], [place for _, place in pairs], outcomes, jobs)
 
-    dispatch.load(list({item.job: None for item, _ in missing}), loaded)
+    def refuse(job_id: int, error: dict) -> None:
+        for _, place in missing[job_id]:
+            outcomes[place] = error
+
+    _load(dispatch, caller, request.id, list(missing), took,
+          lambda: dispatch.batches.hold(caller, request.id, {"outcomes": outcomes}), refuse)
 
 
 def _apply_settles(dispatch: Dispatch, items: list[SettleItem], places: list[int], outcomes: list[object],

@@ -19,7 +19,7 @@ ANSWER_BYTES = 2 * 2**20
 class Wait:
     """One open `wait`. `peer` is opaque; `is_open` turns False when it is answered."""
 
-    __slots__ = ("peer", "request_id", "ids", "is_open", "ready")
+    __slots__ = ("peer", "request_id", "ids", "is_open", "ready", "deadline")
 
     def __init__(self, peer: Any, request_id: int, ids: list[int]) -> None:
         self.peer = peer
@@ -27,6 +27,7 @@ class Wait:
         self.ids = list(dict.fromkeys(ids))  # an id that stands twice is waited for once
         self.is_open = True
         self.ready: list[Job] = []
+        self.deadline = 0.0
 
 
 class Waits:
@@ -44,8 +45,13 @@ class Waits:
         wait.peer.open_waits.add(wait)
         for job_id in wait.ids:
             self._by_job.setdefault(job_id, {})[wait] = None
+        self.end_at(wait, deadline)
+
+    def end_at(self, wait: Wait, deadline: float) -> None:
+        """Set or change when an open wait is answered at the latest."""
+        wait.deadline = deadline
         if len(self._deadlines) > 64 + 2 * self.open:
-            self._deadlines = sorted(entry for entry in self._deadlines if entry[2].is_open)
+            self._deadlines = sorted(entry for entry in self._deadlines if entry[2].is_open and entry[2].deadline == entry[0])
         self._order += 1
         heappush(self._deadlines, (deadline, self._order, wait))
 
@@ -79,8 +85,8 @@ class Waits:
         """Return the empty answers of waits whose time ran out."""
         answers = []
         while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].is_open):
-            wait = heappop(self._deadlines)[2]
-            if wait.is_open:
+            at, _, wait = heappop(self._deadlines)
+            if wait.is_open and wait.deadline == at:
                 answers.append(self.close(wait, []))
         return answers
 

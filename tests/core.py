@@ -114,6 +114,7 @@ class Peer:
         self.core = core
         self.session = Session(core.next_key(), role=role, name=name, instance=instance, now=core.now, conn=self)
         self.open_waits: set[Wait] = set()
+        self.held_deliveries = 0
         self.sent: dict[int, Sent] = {}
         self.answers: dict[int, dict | GreenroomError] = {}
         self.notices: list[dict] = []

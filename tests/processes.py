@@ -6,6 +6,7 @@ import http.client
 import importlib.util
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -45,10 +46,18 @@ def until(condition: Callable[[], object], what: str, within_s: float = DEADLINE
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that was free just now: for processes that must come back on the same one."""
-    with socket.socket() as sock:
-        sock.bind((host, 0))
-        return sock.getsockname()[1]
+    """Return a port that is free, for processes that must come back on the same one.
+
+    From below the range that the kernel takes for outgoing connections, or one of those might have it a moment later.
+    """
+    while True:
+        port = random.SystemRandom().randint(20_000, 32_000)
+        with socket.socket() as sock:
+            try:
+                sock.bind((host, port))
+            except OSError:
+                continue
+            return port
 
 
 class Process:

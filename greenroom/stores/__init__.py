@@ -71,8 +71,12 @@ class Store(Protocol):
     def take_scheduled(self, after: tuple[float, int], limit: int) -> list[Job]:
         """Return up to `limit` scheduled jobs with (run_at, id) above `after`, in that order; payloads as in take."""
 
-    def load(self, ids: list[int]) -> dict[int, Job | Lost]:
-        """Return each job, in whatever state, as on disk (with what was applied), or Lost; payloads and results of any size."""
+    def load(self, ids: list[int], *, small: bool = False) -> dict[int, Job | Lost]:
+        """Return each job, in whatever state, as on disk (with what was applied), or Lost; payloads and results of any size.
+
+        Args:
+            small: leave payloads and results above SMALL_BYTES None; their sizes are known all the same.
+        """
 
     def payloads(self, ids: list[int]) -> dict[int, bytes]:
         """Return the payloads of these jobs; ids without a row are left out."""

@@ -99,9 +99,10 @@ class MemoryStore:
         start = bisect_right(self._scheduled, after)
         return [_copy(self._jobs[job_id]) for _, job_id in self._scheduled[start:start + limit]]
 
-    def load(self, ids: list[int]) -> dict[int, Job | Lost]:
-        """Return each job whole, with what was applied, or Lost."""
-        return _find(self._jobs, ids, self._next["job"])
+    def load(self, ids: list[int], *, small: bool = False) -> dict[int, Job | Lost]:
+        """Return each job, with what was applied, or Lost; whole, or without large payloads and results."""
+        found = _find(self._jobs, ids, self._next["job"])
+        return {job_id: _copy(job, small=True) if small and isinstance(job, Job) else job for job_id, job in found.items()}
 
     def payloads(self, ids: list[int]) -> dict[int, bytes]:
         """Return the payloads of these jobs; ids without a row are left out."""

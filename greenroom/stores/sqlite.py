@@ -212,9 +212,9 @@ class SqliteStore:
         return [job_from_row(row) for row in self._query(_TAKE_SCHEDULED, (*after, limit))]
 
     @_guarded
-    def load(self, ids: list[int]) -> dict[int, Job | Lost]:
-        """Return each job whole, with what was applied, or Lost."""
-        found = jobs_by_id(self._query, ids, payload=True)
+    def load(self, ids: list[int], *, small: bool = False) -> dict[int, Job | Lost]:
+        """Return each job, with what was applied, or Lost; whole, or without large payloads and results."""
+        found = jobs_by_id(self._query, ids, payload=True, small=small)
         for job_id, fence in self._query("SELECT job, fence FROM leases WHERE job IN (SELECT value FROM json_each(?))",
                                          (json.dumps(ids),)):
             found[job_id].stored_lease = fence

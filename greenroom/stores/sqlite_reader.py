@@ -82,14 +82,17 @@ def job_from_row(row: tuple) -> Job:
     return job
 
 
-def jobs_by_id(query: Query, ids: list[int], *, payload: bool) -> dict[int, Job | Lost]:
+def jobs_by_id(query: Query, ids: list[int], *, payload: bool, small: bool = False) -> dict[int, Job | Lost]:
     """Return each of these jobs with its result, whatever its size, or Lost.
 
     Args:
         payload: fetch the payloads too, whatever their size; without it they are None.
+        small: leave payloads and results above SMALL_BYTES None.
     """
-    columns = JOB_COLUMNS.replace("jobs.payload,", f"{WHOLE_PAYLOAD if payload else 'NULL'},")
-    columns = columns.replace("jobs.result,", f"{WHOLE_RESULT},")
+    columns = JOB_COLUMNS
+    if not small:
+        columns = columns.replace("jobs.payload,", f"{WHOLE_PAYLOAD if payload else 'NULL'},")
+        columns = columns.replace("jobs.result,", f"{WHOLE_RESULT},")
     found: dict[int, Job | Lost] = {}
     for some, text in _in_pieces(ids):
         rows = query(f"SELECT {columns} FROM {JOBS_AND_LANES} WHERE jobs.id IN (SELECT value FROM json_each(?))", (text,))

@@ -156,6 +156,7 @@ class Caller:
     def __init__(self, scene: Scene, number: int, role: str) -> None:
         self.scene = scene
         self.open_waits: set[Wait] = set()
+        self.held_deliveries = 0
         self.session = Session(number, role=role, name=f"{role}-{number}", instance=number.to_bytes(16, "big"),
                                now=scene.dispatch.now(), conn=self)
         scene.dispatch.engine.open_session(self.session, [], scene.dispatch.now())

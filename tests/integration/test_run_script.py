@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -17,10 +19,8 @@ from tests.processes import ROOT
 TELL = "import os, sys\nprint(os.path.basename(__file__), os.getcwd(), *sys.argv[1:])\n"
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A folder with `run`, whose requirements every new virtualenv fulfils already."""
-    folder = tmp_path / "a check out"
+def make_checkout(folder: Path) -> Path:
+    """Make a folder with `run`, whose requirements every new virtualenv fulfils already."""
     (folder / "certs").mkdir(parents=True)
     shutil.copy(ROOT / "run", folder / "run")
     for name in ("certs/gen_certs.py", "client.py"):
@@ -30,11 +30,31 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A new checkout."""
+    return make_checkout(tmp_path / "a check out")
+
+
+@pytest.fixture(scope="module")
+def set_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout that is set up, shared because that takes seconds."""
+    folder = make_checkout(tmp_path_factory.mktemp("set-up") / "a check out")
+    done = run(folder, "setup")
+    assert done.returncode == 0, done.stderr
+    assert "making .venv" in done.stderr and "gen_certs.py" in done.stdout
+    return folder
+
+
+def environment(path: str | None = None) -> dict[str, str]:
+    """Return the environment of a machine without network, whose user's home is not writable."""
+    return {"PATH": path or f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": "/nonexistent", "PIP_NO_INDEX": "1"}
+
+
 def run(checkout: Path, *arguments: str, path: str | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the script as on a machine whose home is not writable."""
-    env = {"PATH": path or f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": "/nonexistent", "PIP_NO_INDEX": "1"}
-    return subprocess.run([str(checkout / "run"), *arguments], cwd=cwd or checkout.parent, env=env, capture_output=True, text=True,
-                          timeout=100)
+    """Run the script to its end."""
+    return subprocess.run([str(checkout / "run"), *arguments], cwd=cwd or checkout.parent, env=environment(path),
+                          capture_output=True, text=True, timeout=100)
 
 
 def machine(folder: Path, **programs: str) -> str:
@@ -93,39 +113,54 @@ def test_virtualenv_is_used_where_present(checkout: Path, tmp_path: Path) -> Non
     assert (checkout / ".venv/made-by-virtualenv").exists()
 
 
-def test_what_is_set_up_is_not_set_up_again_until_the_requirements_change(checkout: Path) -> None:
-    first = run(checkout, "setup")
-    second = run(checkout, "setup")
-    (checkout / "requirements.txt").write_text("pip\n# newer\n")
-    third = run(checkout, "setup")
+def test_what_is_set_up_is_not_set_up_again_until_the_requirements_change(set_up: Path) -> None:
+    unchanged = run(set_up, "setup")
+    (set_up / "requirements.txt").write_text("pip\n# newer\n")
+    changed = run(set_up, "setup")
+    at_last = run(set_up, "setup")
 
-    assert (first.returncode, second.returncode, third.returncode) == (0, 0, 0), first.stderr + second.stderr + third.stderr
-    assert "making .venv" in first.stderr
-    assert second.stderr == ""
-    assert third.stderr.startswith("run: installing requirements.txt\n")
-    for done in (first, second, third):
-        assert "gen_certs.py" in done.stdout
+    assert (unchanged.returncode, changed.returncode, at_last.returncode) == (0, 0, 0)
+    assert unchanged.stderr == at_last.stderr == ""
+    assert changed.stderr.startswith("run: installing requirements.txt\n")
+    assert all("gen_certs.py" in done.stdout for done in (unchanged, changed, at_last))
 
 
-def test_a_set_up_that_failed_or_was_interrupted_is_done_again(checkout: Path) -> None:
-    (checkout / "requirements.txt").write_text("there-is-no-such-package\n")
-    failed = run(checkout, "setup")
-    (checkout / ".venv/half-made").touch()
-    (checkout / "requirements.txt").write_text("pip\n")
-    again = run(checkout, "setup")
+def test_packages_that_cannot_be_installed_are_named_and_tried_again(set_up: Path) -> None:
+    (set_up / "requirements.txt").write_text("there-is-no-such-package\n")
+    failed = run(set_up, "setup")
+    (set_up / "requirements.txt").write_text("pip\n")
+    again = run(set_up, "setup")
 
     assert failed.returncode == 1
     assert "there-is-no-such-package" in failed.stderr
     assert "pip could not install requirements.txt" in failed.stderr.splitlines()[-1]
     assert again.returncode == 0, again.stderr
-    assert not (checkout / ".venv/half-made").exists()
+    assert "making .venv" not in again.stderr
 
 
-def test_programs_run_in_the_callers_folder_with_all_their_arguments(checkout: Path, tmp_path: Path) -> None:
+def test_an_interrupted_set_up_is_made_anew(set_up: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent_index:
+        silent_index.settimeout(60)
+        (set_up / "requirements.txt").write_text(
+            f"--index-url http://127.0.0.1:{silent_index.getsockname()[1]}/\nthere-is-no-such-package\n")
+        process = subprocess.Popen([str(set_up / "run"), "setup"], env={**environment(), "PIP_NO_INDEX": "0"},
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        silent_index.accept()[0].close()  # now pip is at work
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+    (set_up / "requirements.txt").write_text("pip\n")
+
+    again = run(set_up, "setup")
+
+    assert again.returncode == 0, again.stderr
+    assert "making .venv" in again.stderr
+
+
+def test_programs_run_in_the_callers_folder_with_all_their_arguments(set_up: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
 
-    done = run(checkout, "client", "submit", "a b", "*", cwd=elsewhere)
+    done = run(set_up, "client", "submit", "a b", "*", cwd=elsewhere)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"client.py {elsewhere} submit a b *"

@@ -306,3 +306,53 @@ def test_an_answer_to_a_thousand_ids_can_be_read(producer: RawPeer, queue: str) 
 
     assert len(producer.call("wait", jobs=jobs, wait=5)["jobs"]) == 1000
     assert isinstance(producer.frames, FrameReader) and producer.frames.failed is None
+
+
+def test_jobs_that_only_the_store_has_are_cancelled_once_however_many_ask(make_broker: object) -> None:
+    broker = make_broker("--window-jobs", "200")
+    producer, other = broker.connect(), broker.connect()
+    jobs = [job for _ in range(3) for job in submit(producer, "q", 1000)]
+
+    asked = [(peer, peer.send("cancel", jobs=jobs[first:first + 1000])) for first in (1000, 2000) for peer in (producer, other)]
+    outcomes = [outcome for peer, number in asked for outcome in peer.reply(number)["outcomes"]]
+
+    refused = [outcome["code"] for outcome in outcomes if outcome != "cancelled"]
+    assert outcomes.count("cancelled") == 2000 and refused == ["FINISHED"] * 2000
+    stats = broker.stats()
+    assert (stats["queued"], stats["cancelled"]) == (1000, 2000)
+    broker.restart()
+    assert (broker.stats()["queued"], broker.stats()["cancelled"]) == (1000, 2000)
+
+
+def test_looking_at_jobs_does_not_bring_their_payloads_into_memory(make_broker: object) -> None:
+    broker = make_broker("--window-bytes", str(4 * 2**20), "--window-jobs", "100")
+    producer = broker.connect()
+    jobs = [job for _ in range(50) for job in submit(producer, "q", 3, payload=bytes(2**20))]
+    before = memory_kib(broker)
+
+    assert producer.call("wait", jobs=jobs)["jobs"] == []
+    assert [view["payload_bytes"] for view in producer.call("get", jobs=jobs)["jobs"]] == [2**20] * 150
+    whole = producer.call("get", jobs=jobs, payload=True)["jobs"]
+
+    assert len([view for view in whole if "state" in view]) in (1, 2)
+    assert {view["error"]["code"] for view in whole if "state" not in view} == {"TOO_LARGE"}
+    assert memory_kib(broker) - before < 60 * 1024
+
+
+def memory_kib(broker: BrokerProcess) -> int:
+    with open(f"/proc/{broker.pid}/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+
+def test_a_result_of_a_thousand_is_found_in_time_also_from_the_store(make_broker: object) -> None:
+    broker = make_broker("--window-jobs", "200")
+    producer, worker = broker.connect(), broker.connect(role="worker")
+    jobs = submit(producer, "q", 1000)
+    waiting = producer.send("wait", jobs=jobs[500:], wait=30)
+
+    while taken := take(worker, "q", 300, wait=0):
+        worker.call("settle", leases=[[job, fence, "ack", b"\x01"] for job, fence, *_ in taken])
+
+    assert producer.reply(waiting)["jobs"]
+    broker.restart()
+    assert len(broker.connect().call("wait", jobs=jobs, wait=30)["jobs"]) == 1000

@@ -359,7 +359,7 @@ def test_quick_jobs_are_reserved_ahead_and_given_back_when_one_gets_long(broker:
 
 def test_more_than_a_first_frame_can_hold_is_left_out_of_the_hello(broker: ScriptedBroker, tmp_path: Path) -> None:
     (tmp_path / "many.py").write_text("from greenroom.tasks import register_task\nfor number in range(900):\n"
-                                      "    register_task(f'task-with-a-long-name-{number}', print)\n")
+                                      "    register_task('very-' * 20 + f'long-name-{number}', print)\n")
     program = Program("worker.py", "--url", broker.url, "--ca", broker.ca, "--tasks", str(tmp_path / "many.py"))
     try:
         peer = broker.accept()

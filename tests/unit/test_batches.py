@@ -88,6 +88,20 @@ def test_what_needs_no_row_leaves_at_once_if_no_commit_runs_and_else_with_it() -
     assert core.batches.is_idle and not core.batches.has_work
 
 
+def test_a_delivery_counts_as_held_until_its_commit_is_over() -> None:
+    core = Core()
+    submitted(core, new_job())
+    worker = core.connect()
+    core.connect("c", role="client").submit(new_job("else"))
+
+    core.begin_cycle()
+    worker.reserve()
+    assert worker.held_deliveries == 1
+    core.end_cycle()
+
+    assert worker.held_deliveries == 0 and len(worker.held) == 1
+
+
 def test_an_answer_without_rows_waits_behind_rows_that_gather() -> None:
     core = Core()
     submitted(core, new_job("else"))

@@ -217,4 +217,4 @@ def test_help_shows_every_flag_with_its_real_default(capsys: pytest.CaptureFixtu
         assert flag(name) in shown
         if name not in ("cert", "key", "client_ca"):
             assert f"(default: {setting.default})" in shown, name
-    assert "certs/server.crt beside broker.py" in shown and "(default: none)" in shown
+    assert "(default: certs/server.crt)" in shown and "(default: none)" in shown
