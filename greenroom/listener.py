@@ -31,6 +31,9 @@ HANDSHAKE_SLICE_S = 0.002
 MAX_HANDSHAKES = 4096
 #: A line about refused connections is printed at most this often; the next one says how many it stands for.
 REJECTION_LINE_EVERY_S = 5.0
+#: A peer that is refused for its certificate is left so long to read why.
+ALERT_LINGER_S = 0.5
+CERTIFICATE_REASONS = ("no_certificate", "unknown_ca", "bad_certificate")
 #: File descriptors kept for the store, logs and the web.
 SPARE_FILES = 128
 
@@ -130,7 +133,10 @@ class Listener(CarefulAccept, StreamServer):
             self._reject("too_many", address, str(exc))
             return False
         except (OSError, ValueError) as exc:
-            self._reject(rejection_reason(exc, bytes(first_bytes)), address, str(exc))
+            reason = rejection_reason(exc, bytes(first_bytes))
+            self._reject(reason, address, str(exc))
+            if reason in CERTIFICATE_REASONS:
+                self._let_alert_arrive(sock)
             return False
         finally:
             self.shaking -= 1
@@ -139,6 +145,18 @@ class Listener(CarefulAccept, StreamServer):
             return False
         self.handshakes += 1
         return True
+
+    def _let_alert_arrive(self, sock: ssl.SSLSocket) -> None:
+        """Read away what the refused peer still sends: closing over unread bytes would reset the connection, alert and all."""
+        left_s = ALERT_LINGER_S
+        try:
+            socket.socket.shutdown(sock, socket.SHUT_WR)
+            while left_s > 0:
+                left_s -= self._wait_for_peer(sock, 1, left_s)
+                if not socket.socket.recv(sock, 4096):
+                    return
+        except (OSError, ValueError):
+            return
 
     def _shake_hands(self, sock: ssl.SSLSocket, first_bytes: bytearray) -> None:
         """Do the handshake, noting its first bytes. The deadline counts only the time spent waiting for the peer."""
