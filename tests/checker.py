@@ -277,7 +277,9 @@ class _Checker:
         for settle in settles:
             if "OK" not in settle.answers and "REPEATED" not in settle.answers:
                 continue
-            self._judge_holder(settle)
+            # REPEATED to a nack says that the job is in its queue already and changes nothing: no matter who says it.
+            if settle.outcome in _FINISHES or "OK" in settle.answers:
+                self._judge_holder(settle)
             if settle.outcome in _FINISHES:
                 finished.add(settle.fence)
         oks = Counter(settle.fence for settle in settles if settle.outcome in _FINISHES
