@@ -310,7 +310,10 @@ def _jobs(dispatch: Dispatch, caller: Caller, request: Request) -> None:
         if state is not None:
             jobs = [job for job in jobs if job.state is STATE_BY_LABEL[state]]
     shown = [views.small_view(job, with_payload=fields["payload"]) for job in jobs]
-    dispatch.batches.hold(caller, request.id, {"jobs": shown, "next": next_id})
+    fit = fitting(shown)  # errors may be long
+    if len(fit) < len(shown):
+        next_id = fit[-1]["id"]
+    dispatch.batches.hold(caller, request.id, {"jobs": fit, "next": next_id})
 
 
 def _running_page(dispatch: Dispatch, filters: dict[str, str], before: int | None,

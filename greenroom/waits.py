@@ -12,7 +12,7 @@ from typing import Any
 from greenroom.job import Job
 from greenroom.views import view
 
-#: Payload and result bytes in one answer; the protocol says so.
+#: Bytes of payloads, results and errors in one answer; the protocol says so.
 ANSWER_BYTES = 2 * 2**20
 
 
@@ -104,7 +104,9 @@ def fitting(views: list[dict]) -> list[dict]:
     """Return the views that fit into one answer, at least one."""
     size = 0
     for count, shown in enumerate(views):
+        error = shown.get("error") or {}
         size += len(shown.get("result") or b"") + len(shown.get("payload") or b"") + 512
+        size += sum(len(text.encode()) for text in error.values() if isinstance(text, str))
         if size > ANSWER_BYTES and count:
             return views[:count]
     return views

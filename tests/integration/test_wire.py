@@ -356,3 +356,18 @@ def test_a_result_of_a_thousand_is_found_in_time_also_from_the_store(make_broker
     assert producer.reply(waiting)["jobs"]
     broker.restart()
     assert len(broker.connect().call("wait", jobs=jobs, wait=30)["jobs"]) == 1000
+
+
+@pytest.mark.parametrize("verb", ["get", "wait", "jobs"])
+def test_an_answer_full_of_long_errors_keeps_to_the_frame_limit(make_broker: object, verb: str) -> None:
+    broker = make_broker()
+    producer, worker = broker.connect(), broker.connect(role="worker")
+    jobs = submit(producer, "q", 300)
+    for job, fence, *_ in take(worker, "q", 300):
+        worker.call("settle", leases=[[job, fence, "fail", {"name": "E", "message": "m", "traceback": "t" * 16384}]])
+
+    answer = producer.call(verb, limit=1000) if verb == "jobs" else producer.call(verb, jobs=jobs)
+
+    assert 1 <= len([view for view in answer["jobs"] if "state" in view]) < 300
+    assert len(encode_frame(answer)) - 4 <= producer.greeting["limits"]["frame"]
+    assert verb != "jobs" or answer["next"] == answer["jobs"][-1]["id"]
