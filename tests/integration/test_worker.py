@@ -141,20 +141,20 @@ def test_what_finishes_while_a_settle_is_unanswered_is_settled_together(broker: 
     start("--concurrency", "20")
     peer = broker.greeted()
     peer.reply(peer.expect("reserve"), jobs=[delivery(1, 1, "echo")])
-    first = None
-    while first is None:
+    first = reserve = None
+    while first is None or reserve is None:  # in whatever order the end of job 1 makes them come
         message = peer.next()
         if message["verb"] == "settle":
             first = message
-        elif message["n"] >= 19:
-            peer.reply(message, jobs=[delivery(job, job, "echo") for job in range(2, 20)])
-            first = first or peer.expect("settle")
+        elif message["verb"] == "reserve" and message["n"] >= 18:
+            reserve = message
+    peer.reply(reserve, jobs=[delivery(job, job, "echo") for job in range(2, 20)])
     ended = 0
     deadline = time.monotonic() + 5
     while ended < 1 and time.monotonic() < deadline:
         message = peer.next()  # only reserves: the slots are free again although nothing was answered
         assert message["verb"] != "settle"
-        ended += message["verb"] == "reserve" and message["n"] == 20
+        ended += message["verb"] == "reserve" and message["n"] in (20, 40)  # with as many ahead, if the first was quick
     peer.reply(first, outcomes=["OK"] * len(first["leases"]))
     done = {item[0] for item in first["leases"]}
     rest = settled(peer)
