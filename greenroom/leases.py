@@ -109,6 +109,8 @@ class LeaseRules:
                 continue
             del earlier.leases[job_id]
             lease.session = session
+            session.granted_at = max(session.granted_at, lease.granted_at)
+            session.has_deadlines = session.has_deadlines or lease.deadline is not None
             lease.missed_beats = 0
             session.leases[job_id] = lease
             lease.job.worker = session.name
@@ -185,6 +187,7 @@ class LeaseRules:
         job.worker = session.name
         job.started_at = now
         session.leases[job.id] = job.lease
+        session.granted_at = now
         self.leases += 1
         self._look_at(session, now + CHECKPOINT_AFTER_S)
 
@@ -273,6 +276,7 @@ class LeaseRules:
                 outcomes.append(LeaseLostError(f"job {job_id} is not held under fence {fence}"))
                 continue
             job.lease.deadline = now + for_s
+            job.lease.session.has_deadlines = True
             self._look_at(job.lease.session, job.lease.deadline)
             outcomes.append("OK")
         return outcomes
@@ -407,13 +411,13 @@ class LeaseRules:
     def forgive(self, late_s: float) -> None:
         """Push back every deadline of workers: the broker itself stood still for so long and heard nobody."""
         for session in self.sessions.values():
-            granted_at = max((lease.granted_at for lease in session.leases.values()), default=0.0)
-            session.last_seen = max(session.last_seen, granted_at) + late_s
+            session.last_seen = max(session.last_seen, session.granted_at) + late_s
             if session.grace_until is not None:
                 session.grace_until += late_s
-            for lease in session.leases.values():
-                if lease.deadline is not None:
-                    lease.deadline += late_s
+            if session.has_deadlines:
+                for lease in session.leases.values():
+                    if lease.deadline is not None:
+                        lease.deadline += late_s
 
     def _review(self, session: Session, now: float, limit: int) -> int:
         """Look at one session's deadlines; returns how many jobs were moved, at most `limit`."""

@@ -55,14 +55,15 @@ class Session:
         role: client or worker. instance: 16 bytes or None.
         last_seen: when it last sent a heartbeat, reserve or settle.
         grace_until: None while connected; else when its leases are given up.
-        leases: job id -> lease, in order of granting.
+        leases: job id -> lease, in order of granting. granted_at: when the latest of them was granted, 0: never.
+        has_deadlines: True once one of them got a deadline of its own.
         group: what its latest reserve can run. parked: its open reserve.
         timer_at: when the engine looks at this session next; None: no timer runs.
         done, failed, lost: jobs it completed, failed, and lost to a broken lease.
     """
 
     __slots__ = ("key", "conn", "role", "name", "instance", "software", "address", "connected_at", "last_seen", "grace_until",
-                 "leases", "group", "parked", "timer_at", "done", "failed", "lost", "tasks", "queues")
+                 "leases", "granted_at", "has_deadlines", "group", "parked", "timer_at", "done", "failed", "lost", "tasks", "queues")
 
     def __init__(self, key: int, *, role: str, name: str, instance: bytes | None, now: float, conn: object = None,
                  software: str = "", address: str = "") -> None:
@@ -77,6 +78,8 @@ class Session:
         self.last_seen = now
         self.grace_until: float | None = None
         self.leases: dict[int, Lease] = {}
+        self.granted_at = 0.0
+        self.has_deadlines = False
         self.group: Group | None = None
         self.parked: Parked | None = None
         self.timer_at: float | None = None

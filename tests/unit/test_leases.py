@@ -188,6 +188,24 @@ def test_a_stall_of_the_broker_ends_no_lease() -> None:
     assert state(core, job) is State.RUNNING
 
 
+def test_a_stall_of_the_broker_also_moves_a_deadline_that_an_earlier_connection_set() -> None:
+    core = Core()
+    worker = core.connect(instance=b"i" * 16)
+    (job,) = submitted(core, new_job())
+    reserved(worker)
+    assert worker.extend(job, 40.0) == "OK"
+    again = core.connect(instance=b"i" * 16, presented=list(worker.held.items()))
+    core.clock.advance(50.0)
+    core.engine.forgive(50.0)
+
+    core.tick()
+
+    assert state(core, job) is State.RUNNING
+    again.heartbeat()
+    core.advance(41.0)
+    assert state(core, job) is State.QUEUED
+
+
 def test_a_lease_that_two_beats_miss_a_second_apart_goes_back_counted_as_nothing() -> None:
     core = Core()
     worker, job = one_running(core)
