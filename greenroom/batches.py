@@ -4,6 +4,7 @@ No gevent, no thread, no clock: dispatch.py drives it on the hub, the simulator 
 
     start()        the store is free: answer look-ups that new submits wait for; close the gathering batch
     apply_slice()  its rows, some at a time, until it says so
+    flush()        rows that came meanwhile, if the store is to be read: again in slices
     fetch()        with every row flushed and no COMMIT running: refills, loads, number blocks, pruning
     COMMIT         the caller runs `store.commit` in a thread, if `needs_commit`; a new batch gathers meanwhile
     committed()    everything that waited for it leaves
@@ -31,6 +32,10 @@ SLICE_JOBS = 400
 #: A batch that gathers more than this while a COMMIT runs turns new submits away (BUSY).
 MAX_BATCH_JOBS = 20_000
 MAX_BATCH_BYTES = 64 * 2**20
+#: Settles still have so much more room: they make work end. Then they get BUSY too.
+SETTLES_FACTOR = 2
+#: Answers that wait for a COMMIT take about so much; then further requests get BUSY at once.
+MAX_HELD_BYTES = 64 * 2**20
 #: Refills, loads and the like done in one gap between commits, each about 0.4 ms.
 FETCHES_PER_GAP = 8
 #: Numbers fetched at once, and the mark below which more are fetched: seconds' worth at full speed.
@@ -85,14 +90,15 @@ class Budget:
 class Batch:
     """Rows of one transaction, and what leaves after it."""
 
-    __slots__ = ("dirty", "submissions", "leaving", "payload_bytes")
+    __slots__ = ("dirty", "submissions", "leaving", "held_bytes", "payload_bytes")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
         self.submissions: dict[bytes, Submission] = {}
         # (peer, request id, answer), (peer, None, notice) or (None, None, function to call)
         self.leaving: list[tuple[Peer | None, int | None, object]] = []
-        self.payload_bytes = 0
+        self.held_bytes = 0  # of `leaving`, roughly
+        self.payload_bytes = 0  # of submits, and results of settles
 
     @property
     def has_rows(self) -> bool:
@@ -183,6 +189,7 @@ class Batches:
             _send([(peer, request_id, answer)])
         else:
             self._gathering.leaving.append((peer, request_id, answer))
+            self._gathering.held_bytes += _held_bytes(answer)
 
     def _note_rows(self) -> None:
         self.changes += 1
@@ -190,13 +197,29 @@ class Batches:
             self.wake()
 
     def note_payloads(self, size: int) -> None:
-        """Count payload bytes that a submit put into the gathering batch."""
+        """Count payload or result bytes that a submit or settle put into the gathering batch."""
         self._gathering.payload_bytes += size
 
     @property
     def is_full(self) -> bool:
         """True while the gathering batch takes no more submits."""
         return len(self._gathering.dirty) >= MAX_BATCH_JOBS or self._gathering.payload_bytes >= MAX_BATCH_BYTES
+
+    @property
+    def is_overfull(self) -> bool:
+        """True while it takes no more settles either."""
+        return (len(self._gathering.dirty) >= SETTLES_FACTOR * MAX_BATCH_JOBS
+                or self._gathering.payload_bytes >= SETTLES_FACTOR * MAX_BATCH_BYTES)
+
+    @property
+    def held_bytes(self) -> int:
+        """About how much the answers take that wait for a COMMIT."""
+        return self._gathering.held_bytes + (self._closed.held_bytes if self._closed is not None else 0)
+
+    @property
+    def holds_too_much(self) -> bool:
+        """True while so many answers wait that no more may be added."""
+        return self.held_bytes >= MAX_HELD_BYTES
 
     def remember(self, submission: Submission) -> None:
         """Store the outcome of a submit with its batch."""
@@ -233,8 +256,7 @@ class Batches:
     @property
     def has_work(self) -> bool:
         """True if a cycle is worth running."""
-        return bool(self._gathering.has_rows or self._lookups or self._loads or self._refills or self._wants_scheduled
-                    or self._prune_at is not None or self._numbers_low())
+        return bool(self._gathering.has_rows or self._lookups or self._wants_store)
 
     @property
     def is_idle(self) -> bool:
@@ -257,6 +279,7 @@ class Batches:
             self._closed.dirty.update(batch.dirty)
             self._closed.submissions.update(batch.submissions)
             self._closed.leaving.extend(batch.leaving)
+            self._closed.held_bytes += batch.held_bytes
         jobs = list(batch.dirty.values())
         for first in range(0, len(jobs), SLICE_JOBS):
             self._to_apply.append(jobs[first:first + SLICE_JOBS])
@@ -272,10 +295,23 @@ class Batches:
                 _forget_payload(job)
         return not self._to_apply
 
+    @property
+    def _wants_store(self) -> bool:
+        return bool(self._loads or self._refills or self._wants_scheduled or self._prune_at is not None or self._numbers_low())
+
+    def flush(self) -> bool:
+        """Close what gathered while the slices were applied, if `fetch` would otherwise have to write more than a slice of it.
+
+        Returns True if there are slices to apply now. Call it a bounded number of times: more may always come.
+        """
+        if not self._wants_store or len(self._gathering.dirty) <= SLICE_JOBS:
+            return False
+        self._close_batch()
+        return True
+
     def fetch(self, now: float) -> None:
         """Do what needs the store while no COMMIT runs. Flushes what was decided meanwhile, so that reads see it."""
-        if not (self._loads or self._refills or self._wants_scheduled or self._prune_at is not None
-                or self._numbers_low()):
+        if not self._wants_store:
             return
         if self._gathering.has_rows:
             self._close_batch()
@@ -352,7 +388,7 @@ class Batches:
         _send(batch.leaving)
         later = self._gathering
         if later.leaving and not later.has_rows:
-            leaving, later.leaving = later.leaving, []
+            leaving, later.leaving, later.held_bytes = later.leaving, [], 0
             _send(leaving)
 
     def failed(self) -> None:
@@ -374,6 +410,16 @@ def _forget_payload(job: Job) -> None:
 def _delivered(delivery: Delivery) -> list[list[object]]:
     return [[job.id, job.fence, job.task, job.payload, job.raw, job.queue, job.attempt, job.priority]
             for job in delivery.jobs]
+
+
+def _held_bytes(answer: object) -> int:
+    """Estimate what an answer takes in memory. Payloads and results count elsewhere: jobs, windows and budgets bound them."""
+    size = 300
+    if type(answer) is dict:
+        for value in answer.values():
+            if type(value) is list and value:
+                size += len(value) * (40 if type(value[0]) in (int, str) else 800)
+    return size
 
 
 def _now_delivered(peer: Peer) -> None:

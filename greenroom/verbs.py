@@ -243,6 +243,8 @@ def _reserve(dispatch: Dispatch, caller: Caller, request: Request) -> None:
 
 def _settle(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     dispatch.engine.saw(caller.session, dispatch.now())
+    if dispatch.batches.is_overfull:
+        raise BusyError("too much waits to be written", retry_after_s=0.1)
     outcomes: list[object] = []
     items: list[SettleItem] = []
     places: list[int] = []
@@ -274,6 +276,7 @@ def _settle(dispatch: Dispatch, caller: Caller, request: Request) -> None:
 def _apply_settles(dispatch: Dispatch, items: list[SettleItem], places: list[int], outcomes: list[object],
                    loaded: dict[int, Job | Lost]) -> None:
     results = dispatch.engine.settle(items, dispatch.now(), loaded)
+    dispatch.batches.note_payloads(sum(len(item.result) for item in items if item.result))
     dispatch.after_call()
     for place, result in zip(places, results):
         outcomes[place] = error_fields(result) if isinstance(result, GreenroomError) else result

@@ -314,3 +314,70 @@ def test_a_block_of_numbers_alone_needs_a_commit_or_a_crash_would_hand_it_out_ag
     core.store.crash()
 
     assert core.store.block("fence", 1) > last
+
+
+def test_settles_still_find_room_when_submits_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "MAX_BATCH_BYTES", 100)
+    core = Core()
+
+    core.batches.note_payloads(100)
+    assert core.batches.is_full and not core.batches.is_overfull
+    core.batches.note_payloads(100)
+
+    assert core.batches.is_overfull
+
+
+def test_answers_that_wait_for_a_commit_are_weighed_until_they_leave() -> None:
+    core = Core()
+    submitted(core, new_job("else"))
+    client = core.connect("c", role="client")
+    client.submit(new_job())
+    core.begin_cycle()
+    for size in (1, 1000):
+        core.batches.hold(client, client._send("jobs", None), {"jobs": [{"id": 1}] * size})
+    held = core.batches.held_bytes
+    assert 1000 * 800 < held < 1000 * 1000
+
+    core.end_cycle()
+
+    assert core.batches.held_bytes == 0 and len(client.answers) == 3
+
+
+def test_a_hanging_commit_lets_only_so_many_answers_gather(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "MAX_HELD_BYTES", 10_000)
+    core = Core()
+    client = core.connect("c", role="client")
+    client.submit(new_job())
+    core.begin_cycle()
+    assert not core.batches.holds_too_much
+
+    while not core.batches.holds_too_much:
+        core.batches.hold(client, client._send("ping", None), {})
+    assert 20 < len(client.sent) < 50
+    core.end_cycle()
+
+    assert not core.batches.holds_too_much
+
+
+def test_rows_that_gathered_while_slices_were_applied_are_applied_in_slices_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SLICE_JOBS", 10)
+    core = Core()
+    client = core.connect("c", role="client")
+    client.submit(*[new_job() for _ in range(25)])
+    core.batches.start()
+    slices = 0
+    while not core.batches.apply_slice():
+        slices += 1
+    client.submit(*[new_job() for _ in range(25)])
+    assert not core.batches.flush(), "nobody wants to read, so they wait for their own batch"
+
+    core.batches.load([1], lambda jobs: None)
+    assert core.batches.flush()
+    while not core.batches.apply_slice():
+        slices += 1
+    assert slices == 4 and not core.batches.flush()
+    core.batches.fetch(core.now)
+    core.store.commit()
+    core.batches.committed()
+
+    assert len(core.store._jobs) == 50 and all(len(answer["jobs"]) == 25 for answer in client.answers.values())
