@@ -38,6 +38,8 @@ RECENT_BYTES = 8 * 2**20
 READERS = 2
 MAX_PAGE_QUEUE = 64
 PAGE_DEADLINE_S = 15.0
+#: So often rows that come while others are applied are applied in slices too, before the store is read.
+MAX_FLUSHES = 5
 #: Ids loaded in one look into the store.
 LOAD_IDS = 200
 #: Ids that wait to be looked up in the store, of all peers; beyond it BUSY.
@@ -133,8 +135,11 @@ class Dispatch:
         batches = self.batches
         try:
             batches.start()
-            while not batches.apply_slice():
-                gevent.sleep(0.001)
+            self._apply()
+            for _ in range(MAX_FLUSHES):
+                if not batches.flush():
+                    break
+                self._apply()
             batches.fetch(self.now())
             needs_commit = batches.needs_commit
             if needs_commit:
@@ -150,6 +155,10 @@ class Dispatch:
         batches.committed()
         self._replan()  # refills may have granted leases and brought scheduled jobs
         return needs_commit
+
+    def _apply(self) -> None:
+        while not self.batches.apply_slice():
+            gevent.sleep(0.001)
 
     def _timer(self) -> None:
         # A draining broker ends no lease and forgets no worker: all of that is for the next start.

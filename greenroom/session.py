@@ -14,7 +14,7 @@ import gevent
 from greenroom import __version__
 from greenroom.dispatch import Dispatch
 from greenroom.errors import (
-    DeadlineError, DeniedError, GreenroomError, InternalError, InvalidError, ProtocolError, UnknownOutcomeError)
+    BusyError, DeadlineError, DeniedError, GreenroomError, InternalError, InvalidError, ProtocolError, UnknownOutcomeError)
 from greenroom.protocol import (
     DEFAULT_LIMITS, HELLO_FRAME_BYTES, MAX_REQUEST_VALUES, WORKER_VERBS, FrameEncoder, FrameReader, Request, choose_version, error_fields,
     parse_request)
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 HELLO_DEADLINE_S = 5.0
 FRAME_DEADLINE_S = 10.0
 IDLE_S = 60.0
+#: Answered at once, so they work on while a slow disk holds back every other answer.
+UNHELD_VERBS = frozenset({"heartbeat", "ping"})
 #: After so many bugs of ours met on one connection it is closed: something is off with it.
 MAX_INTERNAL_ERRORS = 3
 #: Handle requests for so long, then let the hub look at its other sockets.
@@ -148,6 +150,9 @@ class Connection:
                 raise DeniedError(f"{request.verb} is for sessions with the role worker", field="verb")
             elif request.verb == "hello":
                 raise InvalidError("hello was said already", field="verb")
+            elif self._dispatch.batches.holds_too_much and request.verb not in UNHELD_VERBS:
+                # Not held like other errors: that would be one answer more. It tells of nothing stored.
+                self.answer(request.id, BusyError("too many answers wait for the disk", retry_after_s=0.5))
             else:
                 HANDLERS[request.verb](self._dispatch, self, request)
         except GreenroomError as exc:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from greenroom.protocol import encode_frame
-from tests.processes import BrokerProcess, RawPeer, until
+from tests.processes import ROOT, BrokerProcess, RawPeer, until
 
+BROKEN = ROOT / "tests/broken_broker.py"
 MIB = 2**20
 RESET = struct.pack("ii", 1, 0)
 
@@ -404,3 +405,29 @@ def test_questions_about_jobs_on_disk_do_not_pile_up_without_bound(broker: Broke
     print(f"{flood.bursts} bursts; memory grew by {(most - before) / MIB:.1f} MiB, slowest ping {slowest_s * 1000:.1f} ms")
     assert most - before < 150 * MIB
     assert slowest_s < 1.0
+
+
+def test_answers_that_wait_for_a_hanging_disk_do_not_pile_up_without_bound(make_broker: Callable[..., BrokerProcess],
+                                                                           tmp_path: Path) -> None:
+    broker = make_broker(env={"BREAK": f"hang-sync:{tmp_path / 'now'}"}, program=BROKEN)
+    peer, worker = broker.connect(), broker.connect(role="worker", tasks=["t0"])
+    peer.call("submit", jobs=[{"task": "t0", "queue": f"q{number}", "payload": b""} for number in range(1000)])
+    lease = worker.call("reserve", n=1)["jobs"][0][:2]
+    (tmp_path / "now").touch()
+    peer.send("submit", jobs=[{"task": "t0", "payload": b""}])
+    until(lambda: "the disk hangs" in broker.output, "a COMMIT hangs")
+    before = memory(broker)
+
+    refused = None
+    for _ in range(200):  # each answer tells of 1,000 queues
+        request = peer.send("queues")
+        peer.call("ping")
+        refused = next((message for message in peer.messages if message["id"] == request), None)
+        if refused is not None:
+            break
+
+    print(f"memory grew by {(memory(broker) - before) / MIB:.1f} MiB")
+    assert refused is not None and refused["error"]["code"] == "BUSY"
+    assert memory(broker) - before < 256 * MIB
+    assert peer.call("stats")["error"]["code"] == "BUSY"
+    assert worker.call("heartbeat", leases=[lease]) == {"id": worker._next_id, "lost": [], "cancel": []}
