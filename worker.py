@@ -27,6 +27,7 @@ from greenroom import __version__, logs
 from greenroom.endpoint import Endpoint, find_endpoint
 from greenroom.errors import ConfigError, ConnectError, GreenroomError, TlsError, TooLargeError, VersionError, from_wire
 from greenroom.job import NAME_PATTERN
+from greenroom.lease_watch import LeaseWatch
 from greenroom.link import Answer, Backoff, Link, Waker
 from greenroom.pools import Outcome, Pool, ProcessPool, RunItem, ThreadPool
 from greenroom.protocol import DEFAULT_LIMITS, HELLO_FRAME_BYTES, VERSION, encode_frame
@@ -62,7 +63,7 @@ Lease = tuple[int, int]  # job id and fence
 class Held:
     """A lease that this worker holds, and how far its job is."""
 
-    __slots__ = ("item", "stage", "settle", "begin_by", "refusals")
+    __slots__ = ("item", "stage", "settle", "begin_by", "refusals", "is_told_to_stop")
 
     def __init__(self, item: RunItem, begin_by: float) -> None:
         self.item = item
@@ -70,6 +71,7 @@ class Held:
         self.settle: list | None = None  # what the broker is to be told, from `finished` on
         self.begin_by = begin_by  # monotonic; see AHEAD_S
         self.refusals = 0  # settles refused as a whole
+        self.is_told_to_stop = False  # by us, because its lease runs out; nobody wants the job itself cancelled
 
     @property
     def lease(self) -> Lease:
@@ -129,6 +131,7 @@ class Worker:
         self._told_tasks: tuple[str, ...] | None = None  # by the latest reserve of this connection
         self._beat_s = 5.0
         self._beat_at = 0.0
+        self._watch = LeaseWatch()
         self._is_broker_draining = False
         self._drain_until: float | None = None  # None: not draining
         self._is_given_up = False  # the grace is over, what ran was given back
@@ -176,8 +179,9 @@ class Worker:
                 return 0
             link = Link(self.endpoint, waker=self._waker, on_notice=self._on_notice)
             hello, presented = self._hello()
+            began = time.monotonic()
             try:
-                greeting = link.connect(hello, CONNECT_TIMEOUT_S)
+                greeting = link.connect(hello, max(0.5, self._watch.left_s(began, CONNECT_TIMEOUT_S)))
             except GreenroomError as exc:
                 if not self._has_connected:
                     if isinstance(exc, (TlsError, VersionError)):
@@ -189,6 +193,7 @@ class Worker:
                 self._tell_outage(exc)
                 self._pause(backoff.next())
             else:
+                self._watch.begin(float(greeting.get("lease_s") or 15.0), began)
                 self._welcome(link, greeting, presented)
                 return None
 
@@ -236,11 +241,12 @@ class Worker:
         """Wait before the next attempt to connect; running jobs go on."""
         until = time.monotonic() + seconds
         while (left_s := until - time.monotonic()) > 0 and not self._may_end_offline():
-            self._waker.wait(left_s)
+            self._waker.wait(self._watch.left_s(time.monotonic(), left_s))
             self._collect()
 
     def _may_end_offline(self) -> bool:
         """Without a connection a drain waits for the broker only while there is something to tell it."""
+        self._check_leases()
         self._collect()
         self._check_drain()
         if self._drain_until is None:
@@ -259,6 +265,8 @@ class Worker:
             return
         self._is_settling = False
         self._reserve = None
+        if not self._link.was_silent:
+            self._watch.broker_ended()
         if self._outage_since is None:
             self._outage_since = time.monotonic()
             log.warning("%s; %d leases held", self._link.closed_by.message, len(self._held))
@@ -266,6 +274,7 @@ class Worker:
     def _turn(self) -> float:
         """Do what is due and return the seconds until the next thing is."""
         now = time.monotonic()
+        self._check_leases()
         self._collect()
         self._give_back_late(now)
         self._check_drain()
@@ -282,6 +291,8 @@ class Worker:
         if self._reserve is not None and self._wanted() > self._reserve.n:
             due.append(self._reserve.sent_at + REPLACE_AFTER_S)
         due += [held.begin_by for held in self._ahead]
+        if self._watch.until is not None:
+            due.append(self._watch.until)
         return max(0.0, min(at for at in due if at > now) - now)
 
     def _collect(self) -> None:
@@ -297,7 +308,8 @@ class Worker:
                 continue
             if outcome.kind == "fail":
                 log.info("job %d failed: %s: %s", outcome.job_id, outcome.error["name"], escape(outcome.error["message"][:200]))
-            self._finish(held, _settle_item(outcome))
+            is_stopped = held.is_told_to_stop and outcome.kind == "fail"
+            self._finish(held, [*held.lease, "nack"] if is_stopped else _settle_item(outcome))
         while self._ahead and len(self._in_pool) < self._concurrency and self._drain_until is None:
             held = self._ahead.popleft()
             if held.stage != "ahead":
@@ -314,6 +326,22 @@ class Worker:
 
     def _nack(self, held: Held) -> None:
         self._finish(held, [*held.lease, "nack"])
+
+    def _check_leases(self) -> None:
+        """Tell what runs to stop when nothing was heard of the broker for nearly a lease: it may give our jobs to others."""
+        if not self._watch.is_over(time.monotonic()):
+            return
+        left = [held for held in self._held.values() if held.stage in ("ahead", "running")]
+        for held in left:
+            if held.stage == "ahead":
+                self._nack(held)
+            else:
+                held.is_told_to_stop = True
+                self._pool.cancel(held.item.job_id)
+        self._ahead.clear()
+        if left:
+            log.warning("nothing heard of the broker for %.1f s: %d jobs are told to stop, their leases run out",
+                        self._watch.patience_s, len(left))
 
     def _give_back_late(self, now: float) -> None:
         while self._ahead and (self._ahead[0].stage != "ahead" or self._ahead[0].begin_by <= now):
@@ -390,15 +418,16 @@ class Worker:
         self._beat_at = now + self._beat_s
         listed = [list(lease) for lease in self._held]
         try:
-            self._link.request({"verb": "heartbeat", "leases": listed}, self._on_beat)
+            self._link.request({"verb": "heartbeat", "leases": listed}, lambda answer: self._on_beat(now, answer))
         except GreenroomError as exc:
             log.debug("a heartbeat was not sent: %s", exc)
 
-    def _on_beat(self, answer: Answer) -> None:
+    def _on_beat(self, sent_at: float, answer: Answer) -> None:
         if isinstance(answer, GreenroomError):
             if not isinstance(answer, ConnectError):
                 log.warning("a heartbeat was refused: %s", answer.message)
             return
+        self._watch.heard(sent_at)
         for job, fence, *_ in answer.get("lost", ()):
             held = self._held.get((job, fence))
             # What is being settled gets its own answer, which may just be behind this one.
@@ -412,6 +441,7 @@ class Worker:
         elif notice["notice"] == "drain" and notice.get("reason") == "broker":
             log.info("the broker is going away: keeping %d jobs, coming back", len(self._held))
             self._is_broker_draining = True
+            self._watch.broker_ended()
         elif notice["notice"] == "drain" and self._drain_until is None:
             self._begin_drain("the broker asked for it")
 

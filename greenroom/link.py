@@ -34,7 +34,10 @@ PIECE_BYTES = 256 * 1024
 READS_PER_TURN = 64
 
 #: How long the broker may leave a ping or heartbeat unanswered, and send nothing else, before the connection counts as dead.
+#: For a worker two heartbeats if that is less, so that it notices a dead link within three.
 SILENCE_S = 15.0
+SILENT_BEATS = 2
+MIN_SILENCE_S = 2.0
 
 #: Seconds up to which a reconnect waits, at random (full jitter): first at once, then these, the last again and again.
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 5.0)
@@ -102,6 +105,7 @@ class Link:
         greeting: the broker's reply to hello, {} before.
         limits: the greeting's limits.
         closed_by: why the connection ended, None while it has not.
+        was_silent: True if it ended because nothing was heard of the broker any more: that may live on and not know of the end.
     """
 
     def __init__(self, endpoint: Endpoint, *, waker: Waker | None = None,
@@ -110,6 +114,7 @@ class Link:
         self.greeting: dict = {}
         self.limits = DEFAULT_LIMITS._replace(frame=HELLO_FRAME_BYTES)
         self.closed_by: GreenroomError | None = None
+        self.was_silent = False
         self._endpoint = endpoint
         self._owns_waker = waker is None
         self._waker = waker or Waker()
@@ -127,6 +132,7 @@ class Link:
         self._sent_at = self._received_at = time.monotonic()
         self._asked_at: float | None = None  # when the oldest ping or heartbeat without a sign of life since was sent
         self._ping_after_s = 20.0
+        self._silence_s = SILENCE_S
         self._thread: threading.Thread | None = None
 
     @property
@@ -161,6 +167,9 @@ class Link:
         self._reader.max_frame = self.limits.frame
         idle_s = greeting.get("idle_s")
         self._ping_after_s = max(0.05, (idle_s if isinstance(idle_s, (int, float)) else 60.0) / 3)
+        heartbeat_s = greeting.get("heartbeat_s")
+        if hello.get("role") == "worker" and isinstance(heartbeat_s, (int, float)):
+            self._silence_s = min(SILENCE_S, max(MIN_SILENCE_S, SILENT_BEATS * heartbeat_s))
         return greeting
 
     def start(self) -> None:
@@ -336,7 +345,7 @@ class Link:
         now = time.monotonic()
         due_at = self._sent_at + self._ping_after_s
         if self._asked_at is not None:
-            due_at = min(due_at, max(self._asked_at, self._received_at) + SILENCE_S)
+            due_at = min(due_at, max(self._asked_at, self._received_at) + self._silence_s)
         timeout_s = max(0.0, min(timeout_s, due_at - now))
         if self._sock.pending() or self._is_closing:
             timeout_s = 0.0
@@ -388,8 +397,9 @@ class Link:
         if not self.is_open:
             return
         now = time.monotonic()
-        if self._asked_at is not None and now - max(self._asked_at, self._received_at) >= SILENCE_S:
-            self._end(ConnectError(f"the broker at {self._endpoint.address} was silent for {SILENCE_S:g} s"))
+        if self._asked_at is not None and now - max(self._asked_at, self._received_at) >= self._silence_s:
+            self.was_silent = True
+            self._end(ConnectError(f"the broker at {self._endpoint.address} was silent for {self._silence_s:g} s"))
         elif now - self._sent_at >= self._ping_after_s and not self._piece and not self._outbox:
             self._sent_at = now
             self.request({"verb": "ping"}, _ignore)

@@ -1,7 +1,7 @@
-"""A TCP proxy on loopback that hurts what passes: delay, drip, cut and reset, per connection and direction, changed while it runs.
+"""A TCP proxy on loopback that hurts what passes: delay, drip, cut, reset; per connection and direction, changed while it runs.
 
-One thread (a greenlet where gevent has patched) and one poll carry all connections. It knows nothing of TLS or of frames, and does
-only what a network can do to TCP: bytes come late, in pieces, or not at all; never twice and never in another order.
+One thread (a greenlet where gevent has patched) and one poll carry all connections. It knows nothing of TLS or of frames, and
+does only what a network can do to TCP: bytes come late, in pieces, or not at all; never twice and never in another order.
 """
 
 from __future__ import annotations

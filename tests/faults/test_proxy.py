@@ -189,7 +189,8 @@ def test_the_end_of_one_side_by_reset_is_a_reset_for_the_other(pair: Pair) -> No
     assert was_reset(pair.server)
 
 
-def test_new_connections_get_the_proxy_s_rules_and_old_ones_keep_theirs(pair: Pair, proxy: Proxy, listener: socket.socket) -> None:
+def test_new_connections_get_the_proxy_s_rules_and_old_ones_keep_theirs(pair: Pair, proxy: Proxy,
+                                                                        listener: socket.socket) -> None:
     proxy.up.is_cut = True
     second = Pair(proxy, listener)
     for one in (pair, second):
