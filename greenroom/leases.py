@@ -452,6 +452,8 @@ class LeaseRules:
                 if moved == limit:
                     self._look_at(session, now)
                     break
+                if lease.deadline is None:
+                    self._unpark(session, answer=True)  # else its open reserve would get the very jobs that it lost in silence
                 self._requeue(lease.job, now, "expired")
                 moved += 1
                 continue

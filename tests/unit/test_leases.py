@@ -160,6 +160,17 @@ def test_a_worker_that_waited_in_silence_holds_what_it_gets_as_long_as_any() -> 
     assert state(core, job) is State.QUEUED
 
 
+def test_jobs_lost_in_silence_are_not_given_to_the_silent_worker_again() -> None:
+    core = Core()
+    worker, job = one_running(core)
+    parked = worker.reserve(wait=60)
+    core.advance(15.0)
+
+    assert state(core, job) is State.QUEUED and worker.ids(parked) == []
+    other = core.connect("other")
+    assert reserved(other) == [job]
+
+
 def test_an_extended_lease_has_a_deadline_that_neither_silence_nor_heartbeats_move() -> None:
     core = Core()
     worker, job = one_running(core)
