@@ -94,7 +94,7 @@ class Cable:
 
     @contextlib.contextmanager
     def inside(self, name: str) -> Iterator[None]:
-        """Be in a namespace: sockets and processes made here belong to it for ever. Not for waiting: other greenlets are in it too."""
+        """Be in a namespace: sockets and processes made here stay in it. Not for waiting: other greenlets are in it too."""
         with open("/proc/self/ns/net") as home, open(f"/run/netns/{name}") as there:
             _enter(there.fileno())
             try:
@@ -166,8 +166,8 @@ class Scene:
     def start_producer(self) -> subprocess.Popen:
         """Start the script above, far from the broker."""
         with self.cable.inside(self.cable.far):
-            producer = subprocess.Popen([sys.executable, "-c", PRODUCER], cwd=ROOT, text=True, env={**os.environ, **self.broker.client_env},
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            producer = subprocess.Popen([sys.executable, "-c", PRODUCER], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, env={**os.environ, **self.broker.client_env})
         self._processes.append(producer)
         return producer
 
