@@ -54,7 +54,8 @@ class Session:
         key: number of the session. conn: whatever the edge hangs here (its stream); opaque to the engine.
         role: client or worker. instance: 16 bytes or None.
         last_seen: when it last sent a heartbeat, reserve or settle.
-        grace_until: None while connected; else when its leases are given up.
+        grace_until: None while connected; else when its leases are given up. inherited_grace: the grace that it came back in, until it
+            has said anything: a connection that ends before that may as well not have been made.
         leases: job id -> lease, in order of granting.
         group: what its latest reserve can run. parked: its open reserve.
         timer_at: when the engine looks at this session next; None: no timer runs.
@@ -62,7 +63,7 @@ class Session:
     """
 
     __slots__ = ("key", "conn", "role", "name", "instance", "software", "address", "connected_at", "last_seen", "grace_until",
-                 "leases", "group", "parked", "timer_at", "done", "failed", "lost", "tasks", "queues")
+                 "inherited_grace", "leases", "group", "parked", "timer_at", "done", "failed", "lost", "tasks", "queues")
 
     def __init__(self, key: int, *, role: str, name: str, instance: bytes | None, now: float, conn: object = None,
                  software: str = "", address: str = "") -> None:
@@ -76,6 +77,7 @@ class Session:
         self.connected_at = now
         self.last_seen = now
         self.grace_until: float | None = None
+        self.inherited_grace: float | None = None
         self.leases: dict[int, Lease] = {}
         self.group: Group | None = None
         self.parked: Parked | None = None
