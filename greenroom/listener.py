@@ -9,13 +9,13 @@ import logging
 import socket
 import ssl
 from collections import Counter, deque
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from time import perf_counter
 
 import gevent
+from gevent.event import Event
 from gevent.hub import get_hub
-from gevent.lock import BoundedSemaphore
 from gevent.server import StreamServer
 
 from greenroom.accepts import CarefulAccept
@@ -31,7 +31,7 @@ HANDSHAKE_SLICE_S = 0.002
 HANDSHAKE_READ_BYTES = 4096
 #: So many tell an HTTP request from other garbage.
 FIRST_BYTES = 16
-#: Connections that are shaking hands or waiting for their turn: beyond it the one that we have waited for longest is closed.
+#: Connections that are shaking hands or waiting for their turn: beyond it the one that has waited longest is closed.
 MAX_HANDSHAKES = 4096
 #: A line about refused connections is printed at most this often; the next one says how many it stands for.
 REJECTION_LINE_EVERY_S = 5.0
@@ -44,6 +44,51 @@ SPARE_FILES = 128
 
 class _MadeRoomError(OSError):
     """Thrown into a handshake whose peer is silent when a newer connection needs its place."""
+
+
+class Gate:
+    """Lets one handshake at a time do its work: those that have begun first, then whoever came last.
+
+    When more come than can be served everybody has to wait, but nobody waits for ever: peers give up after some seconds and come
+    again. In the order of their coming each would be served just when it gives up, and in the end nobody gets in.
+    """
+
+    def __init__(self) -> None:
+        self._is_busy = False
+        self._begun: deque[Event] = deque()
+        self._new: list[Event] = []
+
+    @contextmanager
+    def passed(self, is_new: bool) -> Iterator[None]:
+        """Wait for the turn, and pass it on at the end. Switches."""
+        if self._is_busy:
+            turn = Event()
+            (self._new if is_new else self._begun).append(turn)
+            try:
+                turn.wait()
+            except BaseException:
+                self._withdraw(turn)
+                raise
+        self._is_busy = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _withdraw(self, turn: Event) -> None:
+        if turn.is_set():
+            self._pass_on()
+            return
+        (self._new if turn in self._new else self._begun).remove(turn)
+
+    def _pass_on(self) -> None:
+        """Hand the turn to the next; it stays taken in between, so that nobody overtakes."""
+        if self._begun:
+            self._begun.popleft().set()
+        elif self._new:
+            self._new.pop().set()
+        else:
+            self._is_busy = False
 
 
 class Listener(CarefulAccept, StreamServer):
@@ -65,11 +110,11 @@ class Listener(CarefulAccept, StreamServer):
         self._serve = serve
         self._clock = clock
         self._max_connections = max_connections
-        self._gate = BoundedSemaphore(1)
+        self._gate = Gate()
         self._gate_busy_s = 0.0
         self._last_line_at = -REJECTION_LINE_EVERY_S
         self._unprinted = 0
-        self._waiting: dict[gevent.Greenlet, None] = {}  # handshakes that wait for their peer, the longest wait first
+        self._waiting: dict[gevent.Greenlet, None] = {}  # handshakes that wait for their peer or to begin, the longest wait first
         self.handshakes = 0
         self.shaking = 0
         self.open = 0
@@ -98,7 +143,10 @@ class Listener(CarefulAccept, StreamServer):
         return sock, address
 
     def _make_room(self) -> bool:
-        """End the handshake that has waited longest for its peer, so that silent ones shut nobody out; False if none waits."""
+        """End the handshake that has waited longest, so that silent peers, and those that gave up, shut nobody out.
+
+        Returns False if none waits.
+        """
         oldest = next(iter(self._waiting), None)
         if oldest is None:
             return False
@@ -156,7 +204,7 @@ class Listener(CarefulAccept, StreamServer):
     def _shake_hands(self, sock: socket.socket, tls: TlsPipe, first_bytes: bytearray) -> None:
         """Do the handshake, noting its first bytes. The deadline counts only the time spent waiting for the peer."""
         left_s = HANDSHAKE_DEADLINE_S
-        is_done = False
+        is_done, is_new = False, True
         while not is_done:
             left_s -= self._wait_for_peer(sock, 1, left_s)
             try:
@@ -165,8 +213,14 @@ class Listener(CarefulAccept, StreamServer):
                 continue
             first_bytes += raw[:FIRST_BYTES - len(first_bytes)]
             try:
-                with self._gate:
+                if is_new:
+                    self._waiting[gevent.getcurrent()] = None  # one that gave up must not keep its place
+                with self._gate.passed(is_new):
+                    self._waiting.pop(gevent.getcurrent(), None)
+                    if is_new and _has_gone(sock):
+                        raise ConnectionResetError("the peer gave up while it waited for its turn")
                     is_done = self._step(tls, raw)
+                is_new = False
             except ssl.SSLError:
                 with suppress(OSError):
                     _send(sock, tls.outgoing())  # an alert that says why
@@ -210,6 +264,14 @@ class Listener(CarefulAccept, StreamServer):
             log.warning("[Server] SSLError – rejected non-TLS connection: peer=%s reason=%s (%s)%s", peer, reason, detail, more)
             self._last_line_at = now
             self._unprinted = 0
+
+
+def _has_gone(sock: socket.socket) -> bool:
+    """Tell whether the peer has closed behind what it sent."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
 
 
 def _send(sock: socket.socket, data: bytes) -> int:
