@@ -40,7 +40,7 @@ class Stream:
 
     def __init__(self, sock: socket.socket, tls: TlsPipe, clock: Callable[[], float]) -> None:
         self._sock = sock
-        self._tls = tls
+        self._tls: TlsPipe | None = tls
         self._clock = clock
         self.received_at = clock()
         self.closed_because: str | None = None
@@ -198,6 +198,7 @@ class Stream:
             self._writer.kill(block=False)
         self._readable.close()
         self._sock.close()
+        self._tls = None  # 16 KiB, which are not to wait for the collector of whatever still refers to this stream
 
 
 def set_tcp_options(sock: socket.socket) -> None:
