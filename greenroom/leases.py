@@ -122,6 +122,8 @@ class LeaseRules:
         if session.instance is not None:
             self._instances[session.instance] = session
         self.saw(session, now)
+        if earlier is not None:
+            session.inherited_grace = earlier.inherited_grace if earlier.grace_until is None else earlier.grace_until
         if session.leases:
             self._look_at(session, now)
         self._serve_returned(now)
@@ -136,7 +138,7 @@ class LeaseRules:
         if said_bye or not session.leases:
             self._end_session(session, now, "bye")
         elif session.grace_until is None:
-            session.grace_until = now + self.timing.reconnect_grace_s
+            session.grace_until = max(now + self.timing.reconnect_grace_s, session.inherited_grace or 0.0)
             self._look_at(session, session.grace_until)
         self._serve_returned(now)
 
@@ -172,6 +174,7 @@ class LeaseRules:
     def saw(self, session: Session, now: float) -> None:
         """Note a sign of life: all leases of the session hold for another lease time."""
         session.last_seen = now
+        session.inherited_grace = None
 
     # -- running jobs -------------------------------------------------------------------------------------------------------
 
@@ -456,6 +459,8 @@ class LeaseRules:
                 if moved == limit:
                     self._look_at(session, now)
                     break
+                if lease.deadline is None:
+                    self._unpark(session, answer=True)  # else its open reserve would get the very jobs that it lost in silence
                 self._requeue(lease.job, now, "expired")
                 moved += 1
                 continue

@@ -212,6 +212,7 @@ class Sessions:
             connection.run()
         finally:
             del self._connections[connection]
+            connection.session = None  # they refer to each other, and would wait for the collector, which seldom comes
             stream.close()
 
     def new_session(self, connection: Connection, fields: dict[str, object]) -> Session:

@@ -54,7 +54,8 @@ class Session:
         key: number of the session. conn: whatever the edge hangs here (its stream); opaque to the engine.
         role: client or worker. instance: 16 bytes or None.
         last_seen: when it last sent a heartbeat, reserve or settle.
-        grace_until: None while connected; else when its leases are given up.
+        grace_until: None while connected; else when its leases are given up. inherited_grace: the grace that it came back in, until it
+            has said anything: a connection that ends before that may as well not have been made.
         leases: job id -> lease, in order of granting. granted_at: when the latest of them was granted, 0: never.
         has_deadlines: True once one of them got a deadline of its own.
         group: what its latest reserve can run. parked: its open reserve.
@@ -63,7 +64,7 @@ class Session:
     """
 
     __slots__ = ("key", "conn", "role", "name", "instance", "software", "address", "connected_at", "last_seen", "grace_until",
-                 "leases", "granted_at", "has_deadlines", "group", "parked", "timer_at", "done", "failed", "lost", "tasks", "queues")
+                 "inherited_grace", "leases", "granted_at", "has_deadlines", "group", "parked", "timer_at", "done", "failed", "lost", "tasks", "queues")
 
     def __init__(self, key: int, *, role: str, name: str, instance: bytes | None, now: float, conn: object = None,
                  software: str = "", address: str = "") -> None:
@@ -77,6 +78,7 @@ class Session:
         self.connected_at = now
         self.last_seen = now
         self.grace_until: float | None = None
+        self.inherited_grace: float | None = None
         self.leases: dict[int, Lease] = {}
         self.granted_at = 0.0
         self.has_deadlines = False

@@ -1,18 +1,19 @@
 """One TLS connection on the hub: bytes in, bytes out, never blocking anybody but its own reader. Knows no messages.
 
-The socket stays non-blocking. One greenlet, the owner, reads; anybody may send: what the kernel takes at once goes out on the
-spot, the rest is drained by a writer greenlet that lives only as long as there is something to send. Only the owner closes
-the socket; others `abort`, which makes the owner's read end. (reliability.md G7, G8, G12, G20)
+The socket stays non-blocking, and the TLS is beside it (tls_pipe.py). One greenlet, the owner, reads; anybody may send: what the
+kernel takes at once goes out on the spot, the rest is drained by a writer greenlet that lives only as long as there is something to
+send. Only the owner closes the socket; others `abort`, which makes the owner's read end. (reliability.md G7, G8, G12, G20)
 """
 
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Callable
 
 import gevent
 from gevent.hub import get_hub
+
+from greenroom.tls_pipe import TlsPipe
 
 #: A peer that leaves more than this unread is too slow; the protocol says so.
 MAX_UNSENT_BYTES = 8 * 2**20
@@ -21,12 +22,12 @@ WRITE_DEADLINE_S = 10.0
 READ_BYTES = 64 * 1024
 #: Write so much before going back to the hub: a millisecond of encryption.
 WRITE_BYTES = 2**20
-#: OpenSSL writes one record at a time and returns.
-RECORD_BYTES = 16 * 1024
+#: Seal so much before the kernel is asked whether it takes it.
+SEAL_BYTES = 64 * 1024
 
 
 class Stream:
-    """A handshaken TLS socket.
+    """A handshaken TLS connection.
 
     Attributes:
         received_at: when bytes last arrived, by the clock given.
@@ -34,17 +35,19 @@ class Stream:
         unsent_bytes: what the kernel has not taken yet.
     """
 
-    __slots__ = ("received_at", "closed_because", "unsent_bytes", "_sock", "_clock", "_readable", "_out", "_writer",
-                 "_owner", "_ended")
+    __slots__ = ("received_at", "closed_because", "unsent_bytes", "_sock", "_tls", "_clock", "_readable", "_out", "_sealed",
+                 "_writer", "_owner", "_ended")
 
-    def __init__(self, sock: ssl.SSLSocket, clock: Callable[[], float]) -> None:
+    def __init__(self, sock: socket.socket, tls: TlsPipe, clock: Callable[[], float]) -> None:
         self._sock = sock
+        self._tls: TlsPipe | None = tls
         self._clock = clock
         self.received_at = clock()
         self.closed_because: str | None = None
         self.unsent_bytes = 0
         self._readable = get_hub().loop.io(sock.fileno(), 1)
-        self._out: list[bytes] = []
+        self._out: list[bytes | memoryview] = []  # not sealed yet
+        self._sealed = b""  # records that the kernel has not taken yet; they go before all else
         self._writer: gevent.Greenlet | None = None
         self._owner = gevent.getcurrent()
         self._ended = False  # the peer said that no more comes
@@ -61,42 +64,38 @@ class Stream:
                 raise ConnectionAbortedError(self.closed_because)
             if self._ended:
                 return b""
-            get_hub().wait(self._readable)
+            if not self._tls.has_more:
+                get_hub().wait(self._readable)
             data = self._read_some()
             if data:
                 self.received_at = self._clock()
                 return data
 
     def _read_some(self) -> bytes:
-        """Take what is there. Each recv empties OpenSSL's buffer, as a record has 16 KiB at most: the watcher sees the rest."""
+        """Take what is there, READ_BYTES at most: the watcher sees the rest."""
         pieces: list[bytes] = []
-        size = 0
         try:
-            while size < READ_BYTES:
-                try:
-                    piece = self._sock.recv(READ_BYTES)
-                except ssl.SSLWantWriteError:
-                    # The peer made us answer (KeyUpdate) and does not read: that is its problem, with the write deadline.
-                    self._wait_writable()
-                    continue
-                if not piece:
-                    self._ended = True
-                    break
-                pieces.append(piece)
-                size += len(piece)
-        except ssl.SSLWantReadError:
+            self._open(pieces)
+        except BlockingIOError:
             pass
         except OSError as exc:
             self.abort(f"receiving failed: {exc}")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _wait_writable(self) -> None:
-        watcher = get_hub().loop.io(self._sock.fileno(), 2)
-        try:
-            with gevent.Timeout(WRITE_DEADLINE_S, OSError("the peer does not read")):
-                get_hub().wait(watcher)
-        finally:
-            watcher.close()
+    def _open(self, pieces: list[bytes]) -> None:
+        raw = b""
+        if not self._tls.has_more:
+            raw = self._sock.recv(READ_BYTES)
+            if not raw:
+                self._ended = True
+                return
+        self._tls.open(raw, pieces)
+        self._ended = self._tls.ended
+        answers = self._tls.outgoing()  # to a KeyUpdate
+        if answers and self.closed_because is None:
+            self._sealed += answers
+            self.unsent_bytes += len(answers)
+            self.flush()
 
     # -- writing, for anybody -----------------------------------------------------------------------------------------------
 
@@ -111,7 +110,7 @@ class Stream:
 
         Never switches, never raises.
         """
-        if not self._out:
+        if not self.unsent_bytes:
             return
         if self._writer is None and not self._write_some():
             self._writer = gevent.spawn(self._drain)
@@ -120,31 +119,45 @@ class Stream:
 
     def _write_some(self) -> bool:
         """Write until the kernel takes no more, or a turn's share; returns True if nothing is left (or all is lost)."""
-        count = share = 0
-        while count < len(self._out) and share < WRITE_BYTES:
-            share += len(self._out[count])
-            count += 1
-        data = self._out[0] if count == 1 else b"".join(self._out[:count])
-        sent = 0
-        view = memoryview(data)
+        share = 0
         try:
-            while sent < min(len(data), WRITE_BYTES):
-                taken = self._sock.send(view[sent:sent + RECORD_BYTES])
-                if not taken:  # the kernel is full
-                    break
-                sent += taken
+            while share < WRITE_BYTES:
+                if not self._sealed and not self._seal_some():
+                    return True
+                sent = self._sock.send(self._sealed)
+                self._sealed = self._sealed[sent:]
+                self.unsent_bytes -= sent
+                share += sent
+        except BlockingIOError:
+            pass
         except (OSError, ValueError) as exc:
             self.abort(f"sending failed: {exc}")
             return True
-        # OpenSSL wants to see the same bytes again after it was refused, in a buffer at least as long: the rest stays in front.
-        self._out[:count] = [data[sent:]] if sent < len(data) else []
-        self.unsent_bytes -= sent
-        return not self._out
+        return not self.unsent_bytes
+
+    def _seal_some(self) -> bool:
+        """Seal the next SEAL_BYTES of what waits, small pieces together; returns False if there is nothing."""
+        out = self._out
+        if not out:
+            return False
+        count = size = 0
+        while count < len(out) and size < SEAL_BYTES:
+            size += len(out[count])
+            count += 1
+        data = out[0] if count == 1 else b"".join(out[:count])
+        del out[:count]
+        if size > SEAL_BYTES:
+            view = memoryview(data)
+            data = view[:SEAL_BYTES]
+            out.insert(0, view[SEAL_BYTES:])
+        self._sealed = self._tls.seal(data)
+        self.unsent_bytes += len(self._sealed) - len(data)
+        return True
 
     def _drain(self) -> None:
         watcher = get_hub().loop.io(self._sock.fileno(), 2)
         try:
-            while self._out:
+            while self.unsent_bytes:
                 with gevent.Timeout(WRITE_DEADLINE_S, False) as deadline:
                     get_hub().wait(watcher)
                     deadline.cancel()
@@ -173,6 +186,7 @@ class Stream:
 
     def _forget_unsent(self) -> None:
         self._out = []
+        self._sealed = b""
         self.unsent_bytes = 0
 
     def close(self) -> None:
@@ -184,6 +198,7 @@ class Stream:
             self._writer.kill(block=False)
         self._readable.close()
         self._sock.close()
+        self._tls = None  # 16 KiB, which are not to wait for the collector of whatever still refers to this stream
 
 
 def set_tcp_options(sock: socket.socket) -> None:

@@ -409,8 +409,9 @@ class Core:
         return {job_id: job for job_id, job in self.newest().items() if job.state not in FINISHED_STATES}
 
     def may_be_empty(self, session: Session) -> bool:
-        """Tell whether a reserve may be answered empty whatever there is: taken back, replaced, or the broker drains."""
-        return self.engine.draining or (self.reserving is not None and session.parked.request_id != self.reserving)
+        """Tell whether a reserve may be answered empty whatever there is: taken back, replaced, its worker is silent, or a drain."""
+        is_silent = session.leases and session.last_seen + self.engine.timing.lease_s <= self.now
+        return self.engine.draining or is_silent or (self.reserving is not None and session.parked.request_id != self.reserving)
 
     def check_kept(self, sent: Sent, answer: dict) -> None:
         """Assert the commit rule: what is told would survive a crash."""

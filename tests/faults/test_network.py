@@ -84,7 +84,8 @@ class Scene:
         place = Proxied(self.broker, self.proxy, environ)
         if direct:
             place.client_env["GREENROOM_URL"] = self.broker.url
-        worker = WorkerProcess(place, name, ["--tasks", str(self._folder / "recording.py"), "--no-builtins", *flags], self._folder)
+        flags = ("--tasks", str(self._folder / "recording.py"), "--no-builtins", *flags)
+        worker = WorkerProcess(place, name, flags, self._folder)
         self.workers.append(worker)
         worker.start()
         return worker
@@ -94,7 +95,7 @@ class Scene:
         return Client(self.broker.url if direct else f"greenroom://localhost:{self.proxy.port}", ca=self.broker.ca)
 
     def submit(self, client: Client, task: str, count: int, **payload: object) -> list[int]:
-        """Submit jobs, note it as the checker wants it, and return their ids. A job's key is its digest: the task sees no more."""
+        """Submit jobs, note it as the checker wants it, return their ids. A job's key is its digest: the task sees no more."""
         call = f"submit-{next(self._calls)}"
         keys = [f"{call}/{number}" for number in range(count)]
         self._note("submit", "invoke", call, jobs=[[key, key, 5] for key in keys])
@@ -203,7 +204,7 @@ def test_a_worker_reset_at_any_byte_of_reserve_delivery_and_settle_runs_every_jo
             assert [view["state"] for view in client.wait(new, 30)] == ["completed"] * 3, (direction, more)
             ids += new
             resets += not passage.is_open
-    print(f"{resets} resets over {len(ids)} jobs, {scene.proxy.accepted} connections, {scene.broker.stats()['requeued']} came back")
+    print(f"{resets} resets, {len(ids)} jobs, {scene.proxy.accepted} connections, {scene.broker.stats()['requeued']} came back")
     assert resets >= 16 and worker.process.poll() is None
     assert_sound(scene, ids)
 

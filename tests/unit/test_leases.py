@@ -160,6 +160,35 @@ def test_a_worker_that_waited_in_silence_holds_what_it_gets_as_long_as_any() -> 
     assert state(core, job) is State.QUEUED
 
 
+def test_jobs_lost_in_silence_are_not_given_to_the_silent_worker_again() -> None:
+    core = Core()
+    worker, job = one_running(core)
+    parked = worker.reserve(wait=60)
+    core.advance(15.0)
+
+    assert state(core, job) is State.QUEUED and worker.ids(parked) == []
+    other = core.connect("other")
+    assert reserved(other) == [job]
+
+
+def test_a_connection_that_ends_before_its_worker_spoke_does_not_shorten_the_restart_grace() -> None:
+    core = Core()
+    worker, job = one_running(core, ONE)
+    lease = (job, worker.held[job])
+    core.advance(2.0)
+    core.crash_and_restart()
+    for _ in range(3):  # it gives up before the overloaded broker's greeting arrives
+        core.connect(instance=ONE, presented=[lease]).close()
+        core.advance(5.0)
+
+    back = core.connect(instance=ONE, presented=[lease])
+    assert back.presented == ["OK"] and state(core, job) is State.RUNNING
+    back.heartbeat()
+    back.close()
+    core.advance(0.6)
+    assert state(core, job) is State.QUEUED
+
+
 def test_an_extended_lease_has_a_deadline_that_neither_silence_nor_heartbeats_move() -> None:
     core = Core()
     worker, job = one_running(core)

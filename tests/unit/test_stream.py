@@ -17,6 +17,7 @@ import pytest
 from greenroom import stream as stream_module
 from greenroom.stream import MAX_UNSENT_BYTES, Stream
 from greenroom.tls import client_context, server_context
+from greenroom.tls_pipe import TlsPipe
 
 DEADLINE_S = 10.0
 
@@ -29,17 +30,17 @@ class Wire:
         error: what ended its reading, or None at the end of the stream.
     """
 
-    def __init__(self, near: ssl.SSLSocket, peer: ssl.SSLSocket) -> None:
+    def __init__(self, near: socket.socket, tls: TlsPipe, peer: ssl.SSLSocket) -> None:
         self.peer = peer
         self.received = bytearray()
         self.error: BaseException | None = None
         self.fd = near.fileno()
         self._made = gevent.event.AsyncResult()
-        self.owner = gevent.spawn(self._own, near)
+        self.owner = gevent.spawn(self._own, near, tls)
         self.stream: Stream = self._made.get(timeout=DEADLINE_S)
 
-    def _own(self, near: ssl.SSLSocket) -> None:
-        stream = Stream(near, lambda: 0.0)
+    def _own(self, near: socket.socket, tls: TlsPipe) -> None:
+        stream = Stream(near, tls, lambda: 0.0)
         self._made.set(stream)
         try:
             while data := stream.read():
@@ -61,6 +62,16 @@ class Wire:
         return self.owner.dead
 
 
+def shake(context: ssl.SSLContext, near: socket.socket) -> TlsPipe:
+    """Shake hands as the server, as the listener does."""
+    tls = TlsPipe(context)
+    while not tls.shake(near.recv(4096)):
+        near.sendall(tls.outgoing())
+    near.sendall(tls.outgoing())
+    near.settimeout(0.0)
+    return tls
+
+
 def until(condition: Callable[[], object], what: str) -> None:
     """Wait for a condition, giving the hub its turns."""
     with gevent.Timeout(DEADLINE_S, AssertionError(what)):
@@ -80,12 +91,10 @@ def make_wire(certificates: Path) -> Iterator[Callable[..., Wire]]:
         if small:
             for sock, option in ((raw_near, socket.SO_SNDBUF), (raw_peer, socket.SO_RCVBUF)):
                 sock.setsockopt(socket.SOL_SOCKET, option, 8192)
-        shaking = gevent.spawn(server.wrap_socket, raw_near, server_side=True)
+        shaking = gevent.spawn(shake, server, raw_near)
         raw_peer.settimeout(DEADLINE_S)
         peer = client.wrap_socket(raw_peer, server_hostname="localhost")
-        near = shaking.get(timeout=DEADLINE_S)
-        near.settimeout(0.0)
-        wire = Wire(near, peer)
+        wire = Wire(raw_near, shaking.get(timeout=DEADLINE_S), peer)
         made.append(wire)
         return wire
 
@@ -206,16 +215,15 @@ def test_what_arrived_before_a_reset_is_read_first(certificates: Path) -> None:
         raw_peer = socket.create_connection(listener.getsockname(), timeout=DEADLINE_S)
         raw_near, _ = listener.accept()
     server = server_context(certificates / "server.crt", certificates / "server.key")
-    shaking = gevent.spawn(server.wrap_socket, raw_near, server_side=True)
+    shaking = gevent.spawn(shake, server, raw_near)
     peer = client_context(certificates / "ca.crt").wrap_socket(raw_peer, server_hostname="localhost")
-    near = shaking.get(timeout=DEADLINE_S)
-    near.settimeout(0.0)
+    tls = shaking.get(timeout=DEADLINE_S)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     peer.sendall(b"the last words")
     peer.close()  # a reset
-    wire = Wire(near, peer)
+    wire = Wire(raw_near, tls, peer)
 
     assert wire.ends()
     assert bytes(wire.received) == b"the last words"
