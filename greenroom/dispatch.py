@@ -152,7 +152,7 @@ class Dispatch:
             batches.failed()
             self._on_fatal(f"the store failed: {exc}")
             raise
-        batches.committed()
+        batches.committed(self.now())
         self._replan()  # refills may have granted leases and brought scheduled jobs
         return needs_commit
 

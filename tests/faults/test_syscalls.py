@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.tracing import Tracer, need_strace
-from tests.processes import DEADLINE_S, BrokerProcess, LoadProcess, integrity
+from tests.processes import DEADLINE_S, BrokerProcess, LoadProcess, integrity, until
 
 #: Leases of before a kill that nobody presents hold for so long; the load's last reserve waits longer.
 FLAGS = ("--restart-grace-s", "1", "--lease-s", "5")
@@ -149,3 +150,49 @@ def test_a_call_that_fails_leaves_the_fate_of_what_waits_unknown_and_ends_the_pr
     report = load.drained()
     print(fault, tracer.calls()[-1], load.figures, dict(report.counts))
     assert report.faults == []
+
+
+# -- calls that take long ---------------------------------------------------------------------------------------------------
+
+
+def test_while_each_sync_takes_longer_than_a_lease_all_else_is_prompt_and_no_lease_ends(
+        tmp_path: Path, certificates: Path, tracer: Tracer) -> None:
+    broker = BrokerProcess(tmp_path / "broker", certificates, ["--lease-s", "1.5"])
+    broker.prefix = tracer.prefix("fdatasync", "delay_enter=2500000:when=5+", broker.data / LOG)
+    slowest: dict[str, float] = {}
+
+    def timed(what: str, ask: Callable[[], object]) -> object:
+        asked = time.monotonic()
+        answer = ask()
+        slowest[what] = max(slowest.get(what, 0.0), time.monotonic() - asked)
+        return answer
+
+    try:
+        broker.start()
+        producer, silent, worker, watcher = (broker.connect(role=role) for role in ("client", "worker", "worker", "client"))
+        producer.call("submit", jobs=[{"task": "held"}])
+        ((held, fence, *_),) = worker.call("reserve", n=1, wait=10.0)["jobs"]
+        waiting = silent.send("reserve", n=1, wait=30.0, tasks=["slow"])  # it says no more until it is answered
+        requests = [producer.send("submit", jobs=[{"task": "first"}])]
+        until(lambda: len(tracer.calls()) >= 5, "a sync is slow")
+        requests.append(producer.send("submit", jobs=[{"task": "slow"}]))
+        began = time.monotonic()
+        while time.monotonic() - began < 6.0:
+            requests.append(producer.send("submit", jobs=[{"task": "other"}]))
+            assert timed("heartbeat", lambda: worker.call("heartbeat", leases=[[held, fence]]))["lost"] == []
+            assert timed("ping", lambda: watcher.call("ping"))
+            assert timed("/healthz", lambda: broker.get("/healthz"))[0] == 200
+            time.sleep(0.1)
+        ((slow, slow_fence, *_),) = silent.reply(waiting)["jobs"]
+
+        settles = [(peer, peer.send("settle", leases=[[*lease, "ack"]]))
+                   for peer, lease in ((silent, (slow, slow_fence)), (worker, (held, fence)))]
+
+        assert [peer.reply(request)["outcomes"] for peer, request in settles] == [["OK"], ["OK"]]
+        views = producer.call("get", jobs=[slow, held])["jobs"]
+        print(slowest)
+        assert [(view["attempt"], view["crashes"], view["requeues"]) for view in views] == [(1, 0, 0)] * 2
+        assert all("error" not in producer.reply(request) for request in requests)
+        assert max(slowest.values()) < 1.5
+    finally:
+        broker.end()
