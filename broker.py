@@ -57,6 +57,8 @@ WEB_HOST = "127.0.0.1"
 #: A stopping broker ends within this, whatever peers and disks do.
 STOP_WITHIN_S = 10.0
 CALL_DEADLINE_S = 30.0
+#: A COMMIT that takes longer makes the broker unready until it returns: it serves nobody who waits for the disk.
+STANDSTILL_S = 3.0
 SWITCH_INTERVAL_S = 0.0005
 #: Certificates that end sooner are warned about at start.
 WARN_DAYS = 14
@@ -144,7 +146,13 @@ class Broker:
         """Return why the broker takes no jobs, or None."""
         if self._stopping or self.ended.is_set():
             return "the broker is stopping"
-        return "the disk is nearly full" if self.dispatch.store_full else None
+        if self.dispatch.store_full:
+            return "the disk is nearly full"
+        if self.dispatch.commit_takes_s() > STANDSTILL_S:
+            return "the disk stands still: what was sent to it has not returned"
+        if any(server is not None and server.is_starved for server in (self.listener, self.web)):
+            return "no file descriptors are left: nobody new is accepted"
+        return None
 
     def security(self) -> dict:
         """Return what `/api/security` shows: read from the live context, listener and certificate."""
@@ -182,6 +190,7 @@ class Broker:
             self.dispatch.stop(1.0)
             raise
         self._watcher = gevent.spawn(self._watch_listeners)
+        self._watcher.link_exception(lambda greenlet: self.fail(f"the watcher died: {greenlet.exception!r}"))
         self._say_where(len(restored.leases))
 
     def _watch_listeners(self) -> None:
@@ -326,8 +335,10 @@ def _run(settings: BrokerConfig) -> int:
 
 
 def exit_from(code: int) -> None:
-    """End the process at once: threads may still wait on a disk or a pipe, and everything that must be on disk is."""
-    sys.stdout.flush()
+    """End the process at once: threads may still wait on a disk or a pipe, and everything that must be on disk is.
+
+    Nothing is flushed: log lines are when they are written, and a pipe that nobody reads would keep us for ever.
+    """
     os._exit(code)
 
 

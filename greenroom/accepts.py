@@ -52,6 +52,11 @@ class CarefulAccept:
             self.broken = f"accept failed: {exc}"
         # Anything else (ECONNABORTED …) concerns one peer that went away: the next accept is as good as any.
 
+    @property
+    def is_starved(self) -> bool:
+        """True while it does not accept because no file descriptors are left."""
+        return self._resume is not None
+
     def _accept_again(self) -> None:
         self._resume = None
         if self.started:

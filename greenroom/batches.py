@@ -24,6 +24,7 @@ from greenroom.engine import Engine
 from greenroom.errors import GreenroomError, UnknownOutcomeError
 from greenroom.job import SMALL_BYTES, Job, State
 from greenroom.records import Lost, Submission
+from greenroom.sessions import Lease
 from greenroom.stores import Store
 from greenroom.waits import Waits
 
@@ -132,6 +133,7 @@ class Batches:
         self._refills: deque = deque()
         self._wants_scheduled = False
         self._prune_at: float | None = None
+        self._now = 0.0  # when the latest COMMIT returned
 
     # -- gathering ----------------------------------------------------------------------------------------------------------
 
@@ -168,8 +170,16 @@ class Batches:
         if not self._may_leave:
             # Until it leaves, a heartbeat that lacks these leases proves nothing.
             peer.held_deliveries += 1
-            self._leave(None, None, partial(_now_delivered, peer))
+            leases = [job.lease for job in delivery.jobs if job.lease is not None]
+            for lease in leases:
+                lease.delivered_at = None
+            self._leave(None, None, partial(self._now_delivered, peer, leases))
         self._leave(peer, delivery.request_id, {"jobs": _delivered(delivery)})
+
+    def _now_delivered(self, peer: Peer, leases: list[Lease]) -> None:
+        peer.held_deliveries -= 1
+        for lease in leases:
+            lease.delivered_at = max(lease.granted_at, self._now)
 
     @property
     def _may_leave(self) -> bool:
@@ -377,8 +387,9 @@ class Batches:
         """True if the cycle wrote anything."""
         return self._store_changed or (self._closed is not None and self._closed.has_rows)
 
-    def committed(self) -> None:
+    def committed(self, now: float = 0.0) -> None:
         """The COMMIT returned, or none was needed: what waited for it leaves, and so does a later batch without rows."""
+        self._now = max(self._now, now)
         if self.needs_commit:
             self.commits += 1
             self.last_rows = len(self._closed.dirty) + len(self._closed.submissions)
@@ -420,10 +431,6 @@ def _held_bytes(answer: object) -> int:
             if type(value) is list and value:
                 size += len(value) * (40 if type(value[0]) in (int, str) else 800)
     return size
-
-
-def _now_delivered(peer: Peer) -> None:
-    peer.held_deliveries -= 1
 
 
 def _send(leaving: list[tuple[Peer | None, int | None, object]]) -> None:

@@ -75,6 +75,7 @@ class Dispatch:
         self.lag_s = 0.0
         self.max_lag_s = 0.0
         self.commit_s = 0.0
+        self._commit_began: float | None = None
         self._loading_ids = 0
         self._has_failed = False
         self._next_disk_look = 0.0
@@ -143,16 +144,17 @@ class Dispatch:
             batches.fetch(self.now())
             needs_commit = batches.needs_commit
             if needs_commit:
-                began = perf_counter()
+                self._commit_began = perf_counter()
                 self._commit_thread.spawn(self.store.commit).get()
-                self.commit_s = perf_counter() - began
+                self.commit_s = self.commit_takes_s()
+                self._commit_began = None
         except Exception as exc:
             log.critical("the store failed: %s", exc, exc_info=True)
             self._has_failed = True
             batches.failed()
             self._on_fatal(f"the store failed: {exc}")
             raise
-        batches.committed()
+        batches.committed(self.now())
         self._replan()  # refills may have granted leases and brought scheduled jobs
         return needs_commit
 
@@ -242,6 +244,10 @@ class Dispatch:
         found.state, found.worker, found.fence, found.attempt = present.state, present.worker, present.fence, present.attempt
         found.started_at, found.cancel_requested = present.started_at, present.cancel_requested
         return found
+
+    def commit_takes_s(self) -> float:
+        """Return how long the COMMIT that runs has been running; 0 if none does."""
+        return perf_counter() - self._commit_began if self._commit_began is not None else 0.0
 
     def check_room(self) -> None:
         """Raise BusyError while the batch that gathers takes no more submits."""

@@ -453,8 +453,9 @@ class LeaseRules:
         moved = 0
         for lease in list(session.leases.values()):
             ends_at = lease.deadline
-            if ends_at is None:  # a grant to who waited in silence holds as long as any
-                ends_at = max(session.last_seen, lease.granted_at) + self.timing.lease_s
+            if ends_at is None:  # a grant to who waited in silence holds as long as any, and a slow disk is no silence of the worker's
+                delivered_at = now if lease.delivered_at is None else lease.delivered_at
+                ends_at = max(session.last_seen, delivered_at) + self.timing.lease_s
             if ends_at <= now:
                 if moved == limit:
                     self._look_at(session, now)

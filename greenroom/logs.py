@@ -5,6 +5,8 @@ Must not know what is logged, nor gevent: the caller brings the thread.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import logging
 import sys
@@ -13,19 +15,22 @@ from typing import TextIO
 
 #: Lines that wait to be written; beyond it they are dropped and counted.
 MAX_LINES = 10_000
+#: What ends when somebody tidies up; anything else means that nobody reads us any more.
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class LineWriter(logging.Handler):
     """Formats records at once and leaves writing to `run`, which the caller starts in a thread.
 
     Attributes:
-        dropped: lines that were dropped because the reader of our output did not keep up.
+        dropped: lines that were dropped because the reader of our output did not keep up. unwritten: those that its disk did not take.
     """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        self.dropped = 0
+        self.dropped = 0  # counted by those who log
+        self.unwritten = 0  # counted by the thread
         self._dropped_told = 0
         self._stream = stream
         self._lines: SimpleQueue[str | None] = SimpleQueue()
@@ -42,21 +47,27 @@ class LineWriter(logging.Handler):
 
     def run(self) -> None:
         """Write lines until `finish`; for a thread of its own."""
-        try:
-            while (line := self._lines.get()) is not None:
-                if self.dropped != self._dropped_told:
-                    self._tell_dropped()
-                self._stream.write(line + "\n")
-                if self._lines.empty():
-                    self._stream.flush()
+        while (line := self._lines.get()) is not None:
+            try:
+                self._write(line)
+            except OSError as exc:
+                if exc.errno not in _PASSING:
+                    return  # nobody reads us any more; what comes is dropped at MAX_LINES
+                self.unwritten += 1
+            except ValueError:
+                return  # closed
+        with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
-        except (OSError, ValueError):
-            return  # nobody reads us any more; what comes is dropped at MAX_LINES
 
-    def _tell_dropped(self) -> None:
-        dropped = self.dropped
-        self._stream.write(f"({dropped - self._dropped_told} lines were dropped: nobody read our output)\n")
-        self._dropped_told = dropped
+    def _write(self, line: str) -> None:
+        lost = self.dropped + self.unwritten
+        if lost != self._dropped_told:
+            self._stream.write(f"({lost - self._dropped_told} lines were dropped: our output was not read, or its disk was full)\n")
+            self._stream.flush()
+            self._dropped_told = lost
+        self._stream.write(line + "\n")
+        if self._lines.empty():
+            self._stream.flush()
 
     def finish(self) -> None:
         """Have `run` return once what is queued is written."""

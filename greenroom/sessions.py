@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 class Lease:
     """The sole right to run a job for a time. Named by job id and fence; the store writes what it finds here."""
 
-    __slots__ = ("job", "fence", "session", "granted_at", "deadline", "missed_beats", "missed_at")
+    __slots__ = ("job", "fence", "session", "granted_at", "delivered_at", "deadline", "missed_beats", "missed_at")
 
     def __init__(self, job: Job, fence: int, session: Session, granted_at: float) -> None:
         self.job = job
         self.fence = fence
         self.session = session
         self.granted_at = granted_at
+        self.delivered_at: float | None = granted_at  # when it left; None: it waits for a COMMIT, and can't end before
         self.deadline: float | None = None  # its own, set by extend; None: the session's silence decides
         self.missed_beats = 0  # heartbeats in a row whose list lacked it
         self.missed_at = 0.0

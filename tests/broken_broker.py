@@ -5,8 +5,8 @@
     fail-sync:FILE         once this file is there each sync fails, as for a broken disk
     hang-sync:FILE         once this file is there no sync returns for a minute, as for a disk that stands still
     hasty-answers:         answers leave when they are made, not when they are on disk
-    die:PART               the greenlet of that part ends with an exception a moment after start: pump, timer, sweeper
-    close:listener         the socket that accepts is closed behind the listener's back
+    die:PART               the greenlet of that part ends with an exception a moment after start: pump, timer, sweeper, watcher
+    close:PART             what that part needs is closed behind its back: the socket of listener or web, the database of store
 """
 
 from __future__ import annotations
@@ -110,13 +110,19 @@ def break_part(part: str) -> None:
 
 
 def _break(running: broker.Broker, part: str) -> None:
-    if part == "listener":
+    if part == "store":
+        while running.dispatch.commit_takes_s():
+            gevent.sleep(0.001)  # the commit thread has the connection
+        running.store._db.close()
+        return
+    if part in ("listener", "web"):
+        server = running.listener if part == "listener" else running.web._server
         # The number of the closed file goes to one that accepts nothing, as when a library closes a file that is not its own.
         with open(os.devnull, "rb") as other:
-            os.dup2(other.fileno(), running.listener.socket.fileno())
+            os.dup2(other.fileno(), server.socket.fileno())
         return
     pump, timer = running.dispatch._greenlets
-    greenlet = {"pump": pump, "timer": timer, "sweeper": running.sessions._sweeper}[part]
+    greenlet = {"pump": pump, "timer": timer, "sweeper": running.sessions._sweeper, "watcher": running._watcher}[part]
     greenlet.kill(RuntimeError(f"planted in the {part}"), block=False)
 
 
@@ -136,5 +142,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
     os._exit(code)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import BrokerProcess, WorkerProcess, make_certificates
+from tests.processes import BrokerProcess, LoadProcess, WorkerProcess, make_certificates
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -80,3 +80,17 @@ def start_worker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cal
     yield start
     for worker in made:
         worker.end()
+
+
+@pytest.fixture
+def make_load(tmp_path: Path) -> Iterator[Callable[[BrokerProcess], LoadProcess]]:
+    """Start load on a broker: `make_load(broker)`; it is ended after the test."""
+    made: list[LoadProcess] = []
+
+    def make(broker: BrokerProcess) -> LoadProcess:
+        made.append(LoadProcess(broker, tmp_path / "history.jsonl"))
+        return made[-1]
+
+    yield make
+    for load in made:
+        load.end()

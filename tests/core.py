@@ -17,7 +17,7 @@ from greenroom.job import FINISHED_STATES, Job, NewJob, State
 from greenroom.lanes import Lane, Window
 from greenroom.leases import CHECKPOINT_AFTER_S, Caps, Timing
 from greenroom.records import Lost, SettleItem, Submission
-from greenroom.sessions import Parked, Session
+from greenroom.sessions import Lease, Parked, Session
 from greenroom.stores import Retention
 from greenroom.stores.memory import MemoryStore
 from greenroom.waits import Wait, Waits
@@ -348,7 +348,7 @@ class Core:
         self.store.is_committing = False
         if self.batches.needs_commit:
             self.store.commit()
-        self.batches.committed()
+        self.batches.committed(self.now)
 
     def cycle(self) -> None:
         """Run one whole cycle."""
@@ -526,6 +526,12 @@ def _check_scheduled(core: Core, scheduled: list[Job]) -> None:
         assert all((job.run_at, job.id) <= window.edge for job in held)
 
 
+def lease_end(core: Core, lease: Lease) -> float:
+    """Return when a lease of a connected worker ends: the silence of the worker counts from when it got the job."""
+    delivered_at = core.now if lease.delivered_at is None else lease.delivered_at
+    return lease.deadline or max(lease.session.last_seen, delivered_at) + core.engine.timing.lease_s
+
+
 def _check_sessions(core: Core, jobs: dict[int, Job]) -> None:
     engine = core.engine
     leases = 0
@@ -534,7 +540,7 @@ def _check_sessions(core: Core, jobs: dict[int, Job]) -> None:
             job = jobs[job_id]
             assert job.lease is lease and lease.session is session and job.state is State.RUNNING
             assert job.fence == lease.fence and job_id in engine.jobs
-            due = lease.deadline or max(session.last_seen, lease.granted_at) + engine.timing.lease_s
+            due = lease_end(core, lease)
             if session.grace_until is not None:
                 due = session.grace_until
             elif not job.checkpoint:

@@ -8,6 +8,8 @@ outside. One thread, one selector. tests/checker.py describes the history.
 Commands are JSON lines on standard input, each answered by one on standard output:
     {"do": "load", "pid": N, "kill_after": answers, "in_flight": at least, "number": signal, "seconds": at least}
                                                                              load until then, signal the broker, hear it out
+    {"do": "load_until_ended", "seconds": at most, "window": requests of each producer}
+                                                                             load until the broker ends by itself
     {"do": "drain"}                                                          resend, take and finish until nothing is left
 """
 
@@ -159,9 +161,9 @@ class Producer:
         for call, jobs in again.items():
             self._send(call, jobs)
 
-    def fill(self) -> None:
+    def fill(self, window: int = WINDOW) -> None:
         """Submit until the window is full."""
-        while self.connection.is_open and len(self.connection.open_calls) < WINDOW:
+        while self.connection.is_open and len(self.connection.open_calls) < window:
             call = f"{self.name}/{self._made}"
             self._made += 1
             count = 1 if self._rng.random() < 0.95 else self._rng.randint(2, 10)
@@ -214,6 +216,7 @@ class Worker:
     def connected(self, connection: Connection) -> None:
         """Use a new connection."""
         self.connection = connection
+        self.was_empty = False
         again, self.unknown = self.unknown, {}
         held = [lease[:2] for _, lease in self.slow] + [lease[:2] for leases in again.values() for lease in leases]
 
@@ -236,7 +239,7 @@ class Worker:
                 return
             self.answered += 1
             jobs = reply["jobs"]
-            self.was_empty = not jobs
+            self.was_empty = not jobs and wait_s >= LAST_WAIT_S
             self._history.note(self.name, "reserve", "ok", call, jobs=[
                 [job, fence, payload.split(b" ", 1)[0].decode(), digest(payload)] for job, fence, _, payload, *_ in jobs])
             self._settle(jobs)
@@ -302,11 +305,15 @@ class Load:
         return [*self.producers, *self.workers]
 
     @property
+    def _open(self) -> list[Producer | Worker]:
+        return [peer for peer in self._peers if peer.connection is not None and peer.connection.is_open]
+
+    @property
     def _answered(self) -> int:
         return sum(peer.answered for peer in self._peers)
 
-    def _connect(self) -> None:
-        deadline = time.monotonic() + CONNECT_WITHIN_S
+    def _connect(self, within_s: float = CONNECT_WITHIN_S) -> None:
+        deadline = time.monotonic() + within_s
         for peer in self._peers:
             if peer.connection is not None and peer.connection.is_open:
                 continue
@@ -322,12 +329,10 @@ class Load:
 
     def _turn(self) -> None:
         """Write and read once, on all connections."""
-        for worker in self.workers:
-            if worker.connection.is_open:
-                worker.settle_slow()
-        for peer in self._peers:
-            if peer.connection.is_open:
-                peer.connection.write()
+        for peer in self._open:
+            if isinstance(peer, Worker):
+                peer.settle_slow()
+            peer.connection.write()
         for key, _ in self._selector.select(0.005):
             sock = key.fileobj
             key.data.read()
@@ -348,12 +353,29 @@ class Load:
             self._turn()
         os.kill(pid, number)
         flying = self._in_flight()
-        while any(peer.connection.is_open for peer in self._peers):
+        while self._open:
             if time.monotonic() > deadline:
                 return {"error": "the broker does not close its connections"}
             self._turn()
         self._history.flush()
         return {"in_flight": flying, **self._figures()}
+
+    def load_until_ended(self, seconds: float, window: int) -> dict:
+        """Load until the broker has closed all connections, or accepts none any more; return the figures of then."""
+        deadline = time.monotonic() + seconds
+        try:
+            self._connect(0.0)
+        except OSError:
+            pass  # it has ended already
+        while self._open:
+            if time.monotonic() > deadline:
+                return {"error": f"the broker has not ended; {self._answered} answers"}
+            for peer in self._open:
+                if isinstance(peer, Producer):
+                    peer.fill(window)
+            self._turn()
+        self._history.flush()
+        return self._figures()
 
     def drain(self) -> dict:
         """Submit nothing new; resend, reserve and settle until nothing is unknown and nothing comes any more."""
@@ -373,7 +395,7 @@ class Load:
                 and all(worker.was_empty and not worker.slow and len(worker.connection.open_calls) == 1 for worker in self.workers))
 
     def _in_flight(self) -> int:
-        return sum(peer.connection.in_flight for peer in self._peers if peer.connection.is_open)
+        return sum(peer.connection.in_flight for peer in self._open)
 
     def _figures(self) -> dict:
         return {"answered": self._answered, "unknown": sum(len(peer.unknown) for peer in self._peers),
@@ -388,10 +410,8 @@ def main() -> None:
     load = Load(int(port), ca, History(Path(history)), int(seed))
     for line in sys.stdin:
         command = json.loads(line)
-        if command.pop("do") == "load":
-            answer = load.load_and_kill(**command)
-        else:
-            answer = load.drain()
+        do = {"load": load.load_and_kill, "load_until_ended": load.load_until_ended, "drain": load.drain}[command.pop("do")]
+        answer = do(**command)
         print(json.dumps(answer), flush=True)
 
 

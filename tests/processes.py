@@ -16,8 +16,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import apsw
+
 from greenroom.protocol import FrameReader, encode_frame
 from greenroom.tls import client_context
+from tests import checker
 
 ROOT = Path(__file__).resolve().parents[1]
 DEADLINE_S = 20.0
@@ -61,10 +64,15 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class Process:
-    """A child whose output goes to a file."""
+    """A child whose output goes to a file.
 
-    def __init__(self, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
+    Attributes:
+        prefix: a command that runs it, such as strace with its options; looked at by each spawn.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
         self._command = list(command)
+        self.prefix = list(prefix)
         self._env = {**{key: value for key, value in os.environ.items() if not key.startswith("GREENROOM_")},
                      "PYTHONUNBUFFERED": "1", **(env or {})}
         self.log = log
@@ -73,7 +81,7 @@ class Process:
     def spawn(self) -> None:
         """Start it. Its log is appended to."""
         with self.log.open("ab") as out:
-            self.process = subprocess.Popen(self._command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            self.process = subprocess.Popen([*self.prefix, *self._command], stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                                             env=self._env, cwd=self.log.parent)
 
     @property
@@ -125,10 +133,10 @@ class BrokerProcess(Process):
         self.data = folder / "data"
         self.certificates = certificates
         self.ca = str(certificates / "ca.crt")
-        command = [*prefix, sys.executable, str(program), "--host", host, "--port", str(self.port),
+        command = [sys.executable, str(program), "--host", host, "--port", str(self.port),
                    "--web-port", str(self.web_port), "--data", str(self.data), "--cert", str(certificates / "server.crt"),
                    "--key", str(certificates / "server.key"), *flags]
-        super().__init__(command, folder / "broker.log", env)
+        super().__init__(command, folder / "broker.log", env, prefix)
 
     @property
     def url(self) -> str:
@@ -144,6 +152,13 @@ class BrokerProcess(Process):
         """Start it and wait until it is ready."""
         self.spawn()
         until(self._is_ready, f"the broker is ready; it said: {self.output[-2000:]}", within_s)
+
+    def comes_up(self, within_s: float = DEADLINE_S) -> bool:
+        """Start it and wait until it is ready (True) or has ended (False)."""
+        self.spawn()
+        until(lambda: self.process.poll() is not None or self._is_ready(), f"it is ready or ends; it said: {self.output[-2000:]}",
+              within_s)
+        return self.process.poll() is None
 
     def _is_ready(self) -> bool:
         if self.process.poll() is not None:
@@ -259,6 +274,70 @@ class RawPeer:
     def close(self) -> None:
         """Just close, without a bye."""
         self.sock.close()
+
+
+class LoadProcess:
+    """tests/load_process.py as a child, told what to do. What it sees is a history for tests/checker.py.
+
+    Attributes:
+        figures: what it counted over the whole run, after `drained`.
+    """
+
+    SEED = 20_250_701
+    IN_FLIGHT = 1000  # requests without an answer when it kills
+
+    def __init__(self, broker: BrokerProcess, history: Path) -> None:
+        self.history = history
+        self.broker = broker
+        self.figures: dict = {}
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/load_process.py"), str(broker.port), broker.ca, str(history), str(self.SEED)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def do(self, what: str, **more: object) -> dict:
+        """Give a command; returns its figures. A pipe gevent reads: the child's own deadlines bound the wait."""
+        print(json.dumps({"do": what, **more}), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        assert line, f"the load process ended with {self._process.poll()}"
+        answer = json.loads(line)
+        assert "error" not in answer, answer
+        return answer
+
+    def until_killed(self, rng: random.Random, number: int = signal.SIGKILL, *, seconds: float = 0.0) -> dict:
+        """Load the broker for a random number of answers (and some seconds), until it is killed with many requests in flight."""
+        answer = self.do("load", pid=self.broker.pid, kill_after=rng.randint(100, 1000), in_flight=self.IN_FLIGHT, number=number,
+                         seconds=seconds)
+        assert self.broker.process.wait(DEADLINE_S) == (-number if number == signal.SIGKILL else 0)
+        return answer
+
+    def drained(self) -> checker.Report:
+        """Drain, and judge all that was seen."""
+        self.figures = self.do("drain")
+        return checker.check(checker.load([self.history]))
+
+    def end(self) -> None:
+        """Close its input, which ends it."""
+        self._process.stdin.close()
+        try:
+            self._process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def database(broker: BrokerProcess) -> apsw.Connection:
+    """Open the store of a broker that does not run."""
+    return apsw.Connection(str(broker.data / "greenroom.db"), flags=apsw.SQLITE_OPEN_READWRITE)
+
+
+def integrity(broker: BrokerProcess) -> str:
+    """Return what SQLite finds when it checks the store of a broker that does not run: "ok". Leaves the log as it is."""
+    with database(broker) as db:
+        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        answer = db.pragma("integrity_check")
+    db.close()
+    return answer
 
 
 def last_line(text: str) -> str:

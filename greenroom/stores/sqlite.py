@@ -46,11 +46,14 @@ MIGRATIONS = ("sqlite_001_first.sql",)
 #: SQLite up to 3.51.2 may corrupt a WAL that several connections use (sqlite.org/wal.html, "The WAL-reset bug").
 OLDEST_SQLITE = (3, 51, 3)
 
-#: Writer's settings, each read back. 64 MiB of pages; a checkpoint each 16 MiB of log; the log's file is cut to 64 MiB.
+#: Writer's settings, each read back. 64 MiB of pages; the log's file is cut to 64 MiB; checkpoints are ours, see commit().
 PRAGMAS: dict[str, object] = {
     "journal_mode": "wal", "synchronous": 2, "fullfsync": 1, "checkpoint_fullfsync": 1, "cache_size": -65536,
-    "wal_autocheckpoint": 4096, "journal_size_limit": 67108864, "temp_store": 2,
+    "wal_autocheckpoint": 0, "journal_size_limit": 67108864, "temp_store": 2,
 }
+
+#: The log is copied into the database when it has so many pages: 16 MiB.
+CHECKPOINT_PAGES = 4096
 
 #: 8 MiB of pages for each reader.
 READER_PRAGMAS: dict[str, object] = {"query_only": 1, "cache_size": -8192}
@@ -148,6 +151,7 @@ class SqliteStore:
         self._lock_file = -1
         self._query: Query  # set by open
         self._lanes: dict[tuple[str, str], int] = {}  # (queue, task) -> id in the table
+        self._log_pages = 0  # in the log after the latest COMMIT
         self._finished = 0  # finished jobs on disk
         self._sweep: _Sweep | None = None  # while one goes on
         self._sweep_at = 0.0  # the next one begins no sooner
@@ -206,6 +210,20 @@ class SqliteStore:
         """Make everything applied durable; returns after the fsync."""
         if self._db.in_transaction:
             self._db.execute("COMMIT")
+            if self._log_pages >= CHECKPOINT_PAGES:
+                self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Copy the log into the database. SQLite would do that by itself, but say nothing when the disk fails at it: the log then
+        grows until the disk is full, and a failed sync is tried again as if nothing had happened."""
+        try:
+            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.BusyError:
+            pass  # a person's sqlite3 shell is at it
+
+    def _note_log(self, _db: apsw.Connection, _name: str, pages: int) -> int:
+        self._log_pages = pages
+        return apsw.SQLITE_OK
 
     @_guarded
     def take(self, queue: str, task: str, after_rank: int, limit: int) -> list[Job]:
@@ -275,6 +293,7 @@ class SqliteStore:
                 _skip_numbers(db, self._path)
             _migrate(db)
             _set_pragmas(db, PRAGMAS)
+            db.set_wal_hook(self._note_log)
         except BaseException:
             db.close()
             raise

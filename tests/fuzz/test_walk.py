@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from tests.core import Core, Peer, check, check_at_rest, new_job
+from tests.core import Core, Peer, check, check_at_rest, lease_end, new_job
 from greenroom.errors import GreenroomError
 from greenroom.job import FINISHED_STATES, State
 from greenroom.leases import Caps
@@ -202,8 +202,7 @@ class Walk:
         for session in core.engine.sessions.values():
             assert session.grace_until is None or session.grace_until > core.now
             for lease in session.leases.values():
-                due = lease.deadline or max(session.last_seen, lease.granted_at) + core.engine.timing.lease_s
-                assert session.grace_until is not None or due > core.now
+                assert session.grace_until is not None or lease_end(core, lease) > core.now
         assert all(job.run_at > core.now for job in core.engine.jobs.values() if job.state is State.SCHEDULED)
 
     def long_silence(self) -> None:

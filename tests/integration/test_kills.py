@@ -5,99 +5,23 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import apsw
 import pytest
 
 from greenroom.client import Client
 from tests import checker
-from tests.processes import DEADLINE_S, ROOT, BrokerProcess, WorkerProcess, until
+from tests.processes import DEADLINE_S, ROOT, BrokerProcess, LoadProcess, WorkerProcess, database, integrity, until
 
 SEED = 20_250_701
-IN_FLIGHT = 1000
 BROKEN = ROOT / "tests/broken_broker.py"
 #: Leases of before a kill that nobody presents hold for so long; the load's last reserve waits longer.
 FLAGS = ("--restart-grace-s", "1", "--lease-s", "5")
 
 MakeBroker = Callable[..., BrokerProcess]
-MakeLoad = Callable[[BrokerProcess], "Load"]
-
-
-class Load:
-    """tests/load_process.py as a child, told what to do.
-
-    Attributes:
-        figures: what it counted over the whole run, after `drained`.
-    """
-
-    def __init__(self, broker: BrokerProcess, history: Path) -> None:
-        self.history = history
-        self.broker = broker
-        self.figures: dict = {}
-        self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/load_process.py"), str(broker.port), broker.ca, str(history), str(SEED)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def do(self, what: str, **more: object) -> dict:
-        """Give a command; returns its figures. A pipe gevent reads: the child's own deadlines bound the wait."""
-        print(json.dumps({"do": what, **more}), file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
-        assert line, f"the load process ended with {self._process.poll()}"
-        answer = json.loads(line)
-        assert "error" not in answer, answer
-        return answer
-
-    def until_killed(self, rng: random.Random, number: int = signal.SIGKILL, *, seconds: float = 0.0) -> dict:
-        """Load the broker for a random number of answers (and some seconds), until it is killed with many requests in flight."""
-        answer = self.do("load", pid=self.broker.pid, kill_after=rng.randint(100, 1000), in_flight=IN_FLIGHT, number=number,
-                         seconds=seconds)
-        assert self.broker.process.wait(DEADLINE_S) == (-number if number == signal.SIGKILL else 0)
-        return answer
-
-    def drained(self) -> checker.Report:
-        """Drain, and judge all that was seen."""
-        self.figures = self.do("drain")
-        return checker.check(checker.load([self.history]))
-
-    def end(self) -> None:
-        """Close its input, which ends it."""
-        self._process.stdin.close()
-        try:
-            self._process.wait(DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-
-
-@pytest.fixture
-def make_load(tmp_path: Path) -> Iterator[MakeLoad]:
-    made: list[Load] = []
-
-    def make(broker: BrokerProcess) -> Load:
-        made.append(Load(broker, tmp_path / "history.jsonl"))
-        return made[-1]
-
-    yield make
-    for load in made:
-        load.end()
-
-
-def database(broker: BrokerProcess) -> apsw.Connection:
-    """Open the store of a broker that does not run."""
-    return apsw.Connection(str(broker.data / "greenroom.db"), flags=apsw.SQLITE_OPEN_READWRITE)
-
-
-def integrity(broker: BrokerProcess) -> str:
-    with database(broker) as db:
-        answer = db.pragma("integrity_check")
-    db.close()
-    return answer
+MakeLoad = Callable[[BrokerProcess], LoadProcess]
 
 
 def acknowledged_and_not_out(history: Path) -> list[int]:
@@ -149,7 +73,7 @@ def test_a_broker_killed_again_and_again_loses_nothing(make_broker: MakeBroker, 
     for kill in range(kills):
         # Now and then long enough for leases to be on disk.
         figures = load.until_killed(rng, seconds=1.6 if kill % 4 == 2 else 0.0)
-        assert figures["in_flight"] >= IN_FLIGHT
+        assert figures["in_flight"] >= LoadProcess.IN_FLIGHT
         unknown += figures["unknown"]
         broker.start()
     report = load.drained()
@@ -168,7 +92,7 @@ def test_a_broker_stopped_under_load_loses_nothing(make_broker: MakeBroker, make
     broker = make_broker(*FLAGS)
     load = make_load(broker)
 
-    assert load.until_killed(rng, signal.SIGTERM)["in_flight"] >= IN_FLIGHT
+    assert load.until_killed(rng, signal.SIGTERM)["in_flight"] >= LoadProcess.IN_FLIGHT
     broker.start()
     report = load.drained()
 

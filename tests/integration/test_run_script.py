@@ -23,7 +23,8 @@ def make_checkout(folder: Path) -> Path:
     """Make a folder with `run`, whose requirements every new virtualenv fulfils already."""
     (folder / "certs").mkdir(parents=True)
     shutil.copy(ROOT / "run", folder / "run")
-    for name in ("certs/gen_certs.py", "client.py"):
+    (folder / "tests").mkdir()
+    for name in ("certs/gen_certs.py", "client.py", "tests/in_two.py"):
         (folder / name).write_text(TELL)
     for name in ("requirements.txt", "requirements-test.txt"):
         (folder / name).write_text("pip\n")
@@ -60,7 +61,7 @@ def run(checkout: Path, *arguments: str, path: str | None = None, cwd: Path | No
 def machine(folder: Path, **programs: str) -> str:
     """Make a folder for PATH that holds these shell scripts and a few plain tools, and nothing else."""
     folder.mkdir()
-    for name in ("sh", "cat", "cksum", "dirname", "id", "mkdir", "rm", "tail"):
+    for name in {"sh", "cat", "cksum", "dirname", "id", "mkdir", "rm", "tail"} - programs.keys():
         (folder / name).symlink_to(shutil.which(name))
     for name, script in programs.items():
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -154,6 +155,35 @@ def test_an_interrupted_set_up_is_made_anew(set_up: Path) -> None:
 
     assert again.returncode == 0, again.stderr
     assert "making .venv" in again.stderr
+
+
+def test_as_root_on_debian_the_missing_tools_of_the_tests_are_installed_at_once(set_up: Path, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    path = machine(tmp_path / "bin", **{"id": "echo 0", "google-chrome": "", "strace": "", "apt-get": f'echo "$*" >>{asked}'})
+
+    done = run(set_up, "test", path=path)
+
+    assert done.returncode == 0, done.stderr
+    assert "run: installing faketime iproute2\n" in done.stderr
+    assert asked.read_text() == "-q update\n-q install -y --no-install-recommends faketime iproute2\n"
+    assert done.stdout.splitlines()[-1] == f"in_two.py {set_up}"
+
+
+def test_tools_that_apt_cannot_install_are_named_and_the_tests_run_without_them(set_up: Path, tmp_path: Path) -> None:
+    path = machine(tmp_path / "bin", **{"id": "echo 0", "apt-get": "echo no such host; exit 100"})
+
+    done = run(set_up, "test", path=path)
+
+    assert done.returncode == 0
+    assert done.stderr.endswith("run: apt-get could not install chromium strace faketime iproute2, tests that need them will skip: "
+                                "no such host\n")
+
+
+def test_without_root_missing_tools_are_named_with_the_command_that_installs_them(set_up: Path, tmp_path: Path) -> None:
+    done = run(set_up, "test", path=machine(tmp_path / "bin", id="echo 1000", chromium="", faketime="", ip="", **{"apt-get": "exit 1"}))
+
+    assert done.returncode == 0
+    assert done.stderr.endswith("run: not here: strace; tests that need them will skip (as root: apt-get install strace)\n")
 
 
 def test_programs_run_in_the_callers_folder_with_all_their_arguments(set_up: Path, tmp_path: Path) -> None:

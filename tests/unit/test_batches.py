@@ -27,6 +27,27 @@ def test_a_submit_is_answered_after_its_commit_and_its_job_delivered_after_it() 
     assert worker.ids(waiting) == client.ids(request_id)
 
 
+def test_the_lease_of_a_delivery_that_waits_for_a_slow_commit_begins_when_it_leaves() -> None:
+    core = Core()
+    client, worker = core.connect("c", role="client"), core.connect()
+    waiting = worker.reserve(wait=600)
+    client.submit(new_job())
+    core.begin_cycle()
+
+    for _ in range(40):
+        core.clock.advance(1.0)
+        core.tick()
+    core.end_cycle()
+    (job,) = worker.ids(waiting)
+    core.clock.advance(core.engine.timing.lease_s - 0.1)
+    core.tick()
+    assert worker.session.leases[job].job.state is State.RUNNING
+    core.clock.advance(0.1)
+    core.tick()
+
+    assert not worker.session.leases and core.engine.jobs[job].requeues == 1
+
+
 def test_what_is_decided_during_a_commit_waits_for_the_next() -> None:
     core = Core()
     client = core.connect("c", role="client")

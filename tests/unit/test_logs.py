@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -58,7 +59,7 @@ def test_lines_beyond_the_bound_are_dropped_counted_and_told_of() -> None:
 
     lines = out.getvalue().splitlines()
     assert writer.dropped == 7
-    assert len(lines) == MAX_LINES + 1 and lines[0] == "(7 lines were dropped: nobody read our output)"
+    assert len(lines) == MAX_LINES + 1 and lines[0] == "(7 lines were dropped: our output was not read, or its disk was full)"
     assert lines[-1].endswith(f"line {MAX_LINES - 1}")
 
 
@@ -105,6 +106,34 @@ def test_a_reader_that_went_away_ends_the_writer_and_nobody_else() -> None:
     assert writer.dropped == 5
     with pytest.raises(BrokenPipeError):
         out.close()
+
+
+class FullDisk(io.StringIO):
+    """A file whose disk is full until somebody tidies up."""
+
+    is_full = True
+
+    def write(self, text: str) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(text)
+
+
+def test_a_full_disk_costs_the_lines_of_that_time_and_no_more() -> None:
+    out = FullDisk()
+    writer = LineWriter(out)
+    for _ in range(3):
+        writer.emit(record("not this"))
+    writer.finish()
+    writer.run()
+
+    out.is_full = False
+    writer.emit(record("later"))
+    writer.finish()
+    writer.run()
+
+    first, second = out.getvalue().splitlines()
+    assert first.startswith("(3 lines were dropped") and second.endswith("later") and writer.unwritten == 3
 
 
 def test_a_character_that_the_output_cannot_show_does_not_end_the_log(root_logger: logging.Logger) -> None:

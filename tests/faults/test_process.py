@@ -1,0 +1,142 @@
+"""Bad surroundings of the real broker: no file descriptors, no memory, output that nobody takes, parts that are taken away.
+
+What dies by itself and a few more of these are in tests/integration/test_start_stop.py.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import resource
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import DEADLINE_S, ROOT, BrokerProcess, RawPeer, until
+
+BROKEN = ROOT / "tests/broken_broker.py"
+MIB = 2**20
+
+MakeBroker = Callable[..., BrokerProcess]
+
+
+def submit(peer: RawPeer, **job: object) -> dict:
+    """Submit one job of task t and return the reply."""
+    return peer.call("submit", jobs=[{"task": "t", "encoding": "raw", **job}])
+
+
+# -- output that nobody takes -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["a pipe that nobody reads", "a disk that is full"])
+def bad_output(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A file descriptor that takes nothing."""
+    if request.param == "a disk that is full":
+        writing = os.open("/dev/full", os.O_WRONLY)
+        yield writing
+        os.close(writing)
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        while True:
+            os.write(writing, b"x" * 65536)
+    except BlockingIOError:
+        os.set_blocking(writing, True)
+    yield writing
+    os.close(writing)
+    os.close(reading)
+
+
+def test_output_that_is_not_taken_stops_neither_the_work_nor_the_end(tmp_path: Path, certificates: Path, bad_output: int) -> None:
+    """With the buffers that Python has when its output is no terminal."""
+    broker = BrokerProcess(tmp_path / "broker", certificates, ["--log-level", "debug"], env={"PYTHONUNBUFFERED": ""})
+    broker.process = subprocess.Popen(broker._command, stdout=bad_output, stderr=bad_output, stdin=subprocess.DEVNULL,
+                                      env=broker._env, cwd=tmp_path)
+    try:
+        until(broker._is_ready, "the broker is ready")
+        peer = broker.connect()
+        began = time.monotonic()
+        while time.monotonic() - began < 2.0:
+            socket.create_connection(("127.0.0.1", broker.port)).close()  # a line of the log each
+            assert "error" not in submit(peer)
+        stats = broker.stats()
+        assert broker.terminate() == 0
+    finally:
+        broker.end()
+
+    assert stats["states"]["queued"] > 0
+
+
+# -- alive means useful -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["close:web", "close:store", "die:watcher"])
+def test_what_a_broker_cannot_serve_without_ends_it_when_it_goes(make_broker: MakeBroker, what: str) -> None:
+    broker = make_broker(env={"BREAK": what}, program=BROKEN)
+    peer = broker.connect()
+
+    try:
+        for _ in range(400):  # something must touch the store
+            submit(peer)
+            time.sleep(0.05)
+    except OSError:
+        pass
+
+    assert broker.process.wait(DEADLINE_S) == 1
+    assert "stopping:" in broker.output
+
+
+def test_a_disk_that_stands_still_makes_the_broker_unready_in_time(make_broker: MakeBroker, tmp_path: Path) -> None:
+    broker = make_broker(env={"BREAK": f"hang-sync:{tmp_path / 'now'}"}, program=BROKEN)
+    peer, other = broker.connect(), broker.connect()
+    assert broker.get("/readyz")[0] == 200
+    (tmp_path / "now").touch()
+    peer.send("submit", jobs=[{"task": "t"}])
+    until(lambda: "the disk hangs" in broker.output, "a COMMIT hangs")
+    began = time.monotonic()
+
+    until(lambda: broker.get("/readyz")[0] == 503, "readiness fails", within_s=5.0)
+
+    print(f"unready after {time.monotonic() - began:.1f} s")
+    assert "stands still" in broker.get("/readyz")[1]["error"]["message"]
+    assert broker.get("/healthz")[0] == 200 and "error" not in other.call("ping")
+
+
+# -- no file descriptors ----------------------------------------------------------------------------------------------------
+
+
+def test_a_running_broker_without_file_descriptors_says_so_works_on_and_recovers(make_broker: MakeBroker) -> None:
+    broker = make_broker()
+    peer = broker.connect()
+    probe = http.client.HTTPConnection("127.0.0.1", broker.web_port, timeout=DEADLINE_S)
+    idle: list[socket.socket] = []
+
+    def readiness() -> tuple[int, dict]:
+        probe.request("GET", "/readyz")
+        answer = probe.getresponse()
+        return answer.status, json.loads(answer.read())
+
+    try:
+        assert readiness()[0] == 200
+        limits = resource.prlimit(broker.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (64, limits[1]))
+        idle += [socket.create_connection(("127.0.0.1", broker.port), timeout=5) for _ in range(64)]
+        answer = until(lambda: (told := readiness())[0] == 503 and told[1], "it says so to who is connected")
+        assert "no file descriptors" in answer["error"]["message"]
+        for _ in range(20):
+            assert "error" not in submit(peer)
+    finally:
+        for connection in idle:
+            connection.close()
+        probe.close()
+
+    until(lambda: broker.get("/readyz")[0] == 200, "new connections are taken and it is ready")
+    assert "error" not in submit(broker.connect())
+    assert 1 <= broker.output.count("cannot accept") <= 4 and "Traceback" not in broker.output
+    assert broker.terminate() == 0
