@@ -7,7 +7,7 @@ import random
 import pytest
 
 from greenroom.job import Job, State, move, rank_of
-from greenroom.lanes import SLICE_BYTES, SLICE_ROWS, Lane, Window
+from greenroom.lanes import SHRINK_JOBS, SLICE_BYTES, SLICE_ROWS, Lane, Window
 
 
 class Shop:
@@ -147,6 +147,22 @@ def test_the_largest_lanes_shrink_first_and_those_that_nobody_can_run_before_all
     dropped = shop.window.shrink([small, large, idle])
     assert {job.lane for job in dropped} == {idle, large}
     assert (idle.in_memory, small.in_memory) == (0, 20) and shop.window.jobs <= 90
+
+
+def test_too_many_jobs_leave_some_at_a_time_until_a_tenth_of_the_budget_is_free() -> None:
+    shop = Shop(max_jobs=20_000)
+    other = shop.new_lane("other")
+    for lane in (shop.lane, other):
+        lane.groups = [object()]
+        for _ in range(11_000):
+            shop.add(lane=lane)
+
+    steps = []
+    while shop.window.is_over:
+        steps.append(len(shop.window.shrink([shop.lane, other])))
+
+    assert max(steps) <= SHRINK_JOBS and sum(steps) == 22_000 - 18_000
+    assert sorted((shop.lane.in_memory, other.in_memory)) == [7_000, 11_000], "a lane gives up at most half of it at a time"
 
 
 def test_a_lane_that_a_worker_can_run_keeps_its_head() -> None:
