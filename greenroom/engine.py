@@ -194,7 +194,7 @@ class Engine(LeaseRules):
         self._unpark(session, answer=True)
         session.queues = None if queues is None else frozenset(queues)
         session.tasks = None if tasks is None else frozenset(tasks)
-        group = self.groups.join(session, session.queues, session.tasks, self.lanes)
+        group = self.groups.join(session, session.queues, session.tasks)
         if n == 0:
             self.effects.deliveries.append(Delivery(session, request_id, []))
             return
@@ -384,7 +384,7 @@ class Engine(LeaseRules):
         if not self.window.is_over:
             return
         # No group has to be told: lanes that one takes from keep their heads.
-        for job in self.window.shrink(list(self.lanes.values())):
+        for job in self.window.shrink(self.lanes.values()):
             self.jobs.pop(job.id, None)
 
     # -- lanes --------------------------------------------------------------------------------------------------------------
