@@ -20,6 +20,10 @@ from greenroom.sessions import Parked, Session
 from greenroom.records import LaneCounts, Lost, Restored
 
 
+#: Lanes dropped at once when the cap is met: 0.1 ms.
+FORGET_LANES = 100
+
+
 class RefillPlan(NamedTuple):
     """What to fetch for a lane: up to `limit` jobs after this rank, or (limit 0) the payloads of these jobs."""
 
@@ -46,11 +50,18 @@ class Engine(LeaseRules):
         self._ask_scheduled()
 
     def _restore_lane(self, counts: LaneCounts) -> None:
+        self.requeues += counts.requeued
+        if len(self.lanes) >= self.caps.lanes and not (counts.queued or counts.scheduled):
+            # The store knows all lanes that ever were; of those without work memory keeps the totals alone.
+            for state in FINISHED_STATES:
+                self.totals[state] += getattr(counts, state.label)
+            return
         lane = self._new_lane(counts.queue, counts.task)
         for state in State:
             lane.count(state, getattr(counts, state.label, 0))
+        if lane.is_idle:
+            self._idle_lanes[lane] = None
         lane.requeues = counts.requeued
-        self.requeues += counts.requeued
         lane.edge = BELOW_ALL if counts.queued else None
         self.scheduled.total += counts.scheduled
         if counts.scheduled:
@@ -403,12 +414,15 @@ class Engine(LeaseRules):
         return lane
 
     def _forget_idle_lanes(self) -> bool:
-        """Drop lanes without work from memory; the totals keep their counts. Returns whether any went."""
-        idle = [lane for lane in self.lanes.values() if lane.is_idle]
-        for lane in idle:
-            self.groups.drop_lane(lane)
-            del self.lanes[lane.queue, lane.task]
-        return bool(idle)
+        """Drop some lanes without work from memory; the totals keep their counts. Returns whether any went."""
+        gone = 0
+        while self._idle_lanes and gone < FORGET_LANES:
+            lane, _ = self._idle_lanes.popitem()
+            if lane.is_idle:
+                self.groups.drop_lane(lane)
+                del self.lanes[lane.queue, lane.task]
+                gone += 1
+        return gone > 0
 
 
 def _order_of(entry: tuple[int, Group]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from greenroom.errors import DrainingError, FullError
@@ -410,6 +412,46 @@ def test_beyond_the_cap_on_lanes_idle_ones_are_forgotten_and_else_the_item_is_re
     (c,) = submitted(core, new_job("c"))
 
     assert reserved(worker, tasks=["c"]) == [c] and core.engine.totals[State.COMPLETED] == 1
+
+
+def test_lanes_that_ran_out_of_work_make_room_for_as_many_others_again_and_again() -> None:
+    core = Core(caps=Caps(lanes=250))
+    worker = core.connect()
+    for begin in range(0, 1000, 250):
+        jobs = submitted(core, *[new_job(f"t{number}") for number in range(begin, begin + 250)])
+        assert all(isinstance(job, int) for job in jobs), "lanes without work use up the cap"
+        worker.settle("ack", *reserved(worker, 250))
+        core.run()
+
+    assert core.engine.totals[State.COMPLETED] == 1000 and len(core.engine.lanes) == 250
+
+
+def test_a_restart_keeps_no_more_lanes_without_work_than_the_cap_but_counts_their_jobs() -> None:
+    core = Core(caps=Caps(lanes=3))
+    worker = core.connect()
+    for number in range(9):
+        submitted(core, new_job(f"t{number}"))
+        worker.settle("ack", *reserved(worker))
+        core.run()
+    submitted(core, new_job("last"))
+
+    core.crash_and_restart()
+
+    assert ("q", "last") in core.engine.lanes and len(core.engine.lanes) <= 4
+    assert core.engine.totals[State.COMPLETED] == 9
+    assert all(isinstance(job, int) for job in submitted(core, new_job("new"), new_job("newer")))
+
+
+def test_a_frame_of_new_lanes_at_the_cap_is_refused_without_looking_at_all_lanes_for_each() -> None:
+    core = Core()
+    for begin in range(0, core.engine.caps.lanes, 1000):
+        core.engine.submit([new_job(f"t{number}") for number in range(begin, begin + 1000)], 0.0)
+
+    began = time.perf_counter()
+    outcomes = core.engine.submit([new_job(f"other{number}") for number in range(1000)], 0.0)
+
+    assert all(isinstance(outcome, FullError) for outcome in outcomes)
+    assert time.perf_counter() - began < 1.5, "it took 8 s when each new lane looked at 20,000"
 
 
 # -- scheduled -------------------------------------------------------------------------------------------------------------
