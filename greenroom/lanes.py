@@ -48,11 +48,18 @@ class Window:
         self.payload_bytes = 0
         self._victims: list[Lane] = []  # lanes to shrink, the next one last
         self._from_victim: int | None = None  # how many more jobs that one shall give up; None: not looked at yet
+        self._has_shrunk = False  # some lane gave up jobs since the lanes were sorted
+        self._kept_jobs = 0  # no look at the lanes is worth it up to here: the latest one found nothing that could go
+        self._kept_bytes = 0
 
     @property
     def is_over(self) -> bool:
-        """True from when memory holds more than the budget until a tenth of it is free."""
-        return bool(self._victims) or self.jobs > self.max_jobs or self.payload_bytes > self.max_bytes
+        """True from when memory holds more than the budget until a tenth of it is free.
+
+        Where nothing more could go, because each lane keeps its head, not before some more came.
+        """
+        return (bool(self._victims) or self.jobs > max(self.max_jobs, self._kept_jobs)
+                or self.payload_bytes > max(self.max_bytes, self._kept_bytes))
 
     @property
     def has_room(self) -> bool:
@@ -72,6 +79,7 @@ class Window:
         """
         if not self._victims:
             self._victims = sorted((lane for lane in lanes if lane.in_memory), key=_expendability)
+            self._has_shrunk = False
         dropped: list[Job] = []
         while self._victims and not self._is_low and len(dropped) < SHRINK_JOBS:
             lane = self._victims[-1]
@@ -84,9 +92,15 @@ class Window:
             if len(went) < wanted or self._from_victim <= 0:
                 self._victims.pop()
                 self._from_victim = None
+        self._has_shrunk = self._has_shrunk or bool(dropped)
         if self._is_low:
             self._victims = []
             self._from_victim = None
+        if self._has_shrunk:
+            self._kept_jobs = self._kept_bytes = 0
+        elif not self._victims:
+            self._kept_jobs = self.jobs + min(SHRINK_JOBS, self.max_jobs // 10)
+            self._kept_bytes = self.payload_bytes + min(SLICE_BYTES, self.max_bytes // 10)
         return dropped
 
     @property

@@ -177,6 +177,20 @@ def test_a_lane_that_a_worker_can_run_keeps_its_head() -> None:
     assert shop.lane.head() is head and shop.lane.in_memory == 1
 
 
+def test_heads_beyond_the_budget_are_not_looked_through_again_before_more_jobs_came() -> None:
+    shop = Shop(max_jobs=20)
+    lanes = [shop.new_lane(f"t{number}") for number in range(30)]
+    for lane in lanes:
+        lane.groups = [object()]
+        shop.add(lane=lane)
+    assert shop.window.is_over and shop.window.shrink(lanes) == [] and not shop.window.is_over
+
+    for lane in lanes[:3]:
+        shop.add(lane=lane)
+
+    assert shop.window.is_over and len(shop.window.shrink(lanes)) == 3
+
+
 def test_payload_bytes_count_against_the_budget() -> None:
     shop = Shop(max_bytes=1000)
     for _ in range(10):
