@@ -277,7 +277,7 @@ class Engine(LeaseRules):
             if not self.fences.left or not lane.is_head_ready:
                 is_blocked = True  # refilled, or add_numbers, goes on from here
                 if self.fences.left:
-                    self._ask_refill(lane)
+                    self._ask_refills(group, lane)
                 break
             size += self._take_run(lane, group.rival_rank(), session, wanted, size, taken, now)
             if lane.wants_refill:
@@ -311,6 +311,16 @@ class Engine(LeaseRules):
         if not lane.is_filling:
             lane.is_filling = True
             self.effects.refills.append(lane)
+
+    def _ask_refills(self, group: Group, lane: Lane) -> None:
+        """Ask for the lane that a reserve waits for, and before it for some that come next: all are there when it goes on.
+
+        With more lanes than the window holds, or after a restart, each reserve would else get one job a look into the store.
+        """
+        for other in group.next_lanes():
+            if other is not lane and other.in_store > 0 and other.head() is None:
+                self._ask_refill(other)
+        self._ask_refill(lane)
 
     def refill_plan(self, lane: Lane) -> RefillPlan | None:
         """Tell what to fetch for a lane that asked, or None: nothing (any more). Answer with `refilled` either way."""

@@ -16,6 +16,9 @@ from greenroom.lanes import ABOVE_ALL, Lane
 if TYPE_CHECKING:
     from greenroom.sessions import Session
 
+#: Lanes that are refilled together: as many as batches.py looks up in one gap between commits.
+LANES_AHEAD = 8
+
 GroupKey = tuple[frozenset[str] | None, frozenset[str] | None]
 
 
@@ -90,6 +93,10 @@ class Group:
                 self._seq += 1
                 heapreplace(heap, (actual, self._seq, lane))
         return None
+
+    def next_lanes(self) -> list[Lane]:
+        """Return some of the lanes that come soon: the front of the heap, more or less in order."""
+        return [lane for _, _, lane in self._heap[:LANES_AHEAD]]
 
     def rival_rank(self) -> int:
         """Return a rank that no lane but the best one competes with a lower one than. Follows `best_lane`."""

@@ -380,6 +380,21 @@ def test_reserves_that_waited_for_numbers_are_answered_when_they_come() -> None:
     assert patient.ids(requests[0]) == ids and other.ids(requests[1]) == []
 
 
+def test_lanes_that_come_next_are_refilled_together_when_they_outnumber_the_window() -> None:
+    core = Core(max_jobs=100)
+    ids = [job for _ in range(3) for job in submitted(core, *[new_job(f"t{number}") for number in range(200)])]
+    worker = core.connect()
+
+    answers = []
+    while sum(map(len, answers)) < len(ids):
+        answers.append(reserved(worker, 50, wait=1.0))
+        worker.settle("ack", *answers[-1])
+        core.run()
+
+    assert [job for answer in answers for job in answer] == ids
+    assert len(answers) <= 100, "each reserve got one job or two"
+
+
 # -- caps ------------------------------------------------------------------------------------------------------------------
 
 
