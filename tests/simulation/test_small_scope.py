@@ -20,6 +20,8 @@ from greenroom.records import SettleItem
 from greenroom.sessions import Session
 from tests.simulation.small_scope import Action, Alphabet, Broken, Found, frozen, key_of, replayed, search
 
+pytestmark = pytest.mark.timeout(300)
+
 #: To depth ten in the everyday run: commits and crashes at each point of them, with cancels …
 COMMITS = Alphabet(("ack",), (5,), beats=False, breaks=False, takeovers=False, times=False)
 #: … and lost connections, leases that run out, late settles and reserves that wait, each action committed at once.
