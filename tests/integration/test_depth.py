@@ -195,7 +195,7 @@ class Deep:
             self.comes_back(priority, number)
 
     def restart_with_leases(self, n: int, *, kill: bool) -> int:
-        """Restart the broker while the consumer holds n jobs; it keeps what it may, the rest comes back. Returns how many it kept."""
+        """Restart the broker while the consumer holds n jobs; returns how many it kept. The others come back."""
         got = self.take(self.worker, n)
         self.restart(kill=kill)
         outcomes = self.come([(job_id, fence) for job_id, fence, *_ in got])
@@ -256,8 +256,8 @@ def _fill_and_drain(deep: Deep, *, window_jobs: int) -> None:
     stats = deep.note_health()
     assert stats["states"]["completed"] == deep.count and stats["total"] == deep.count
     bound = deep.bound(window_jobs)
-    print(f"{deep.count} jobs: submitted {rates[0]:.0f} and {rates[1]:.0f}/s, drained {drained[0]:.0f} and {drained[1]:.0f}/s by one "
-          f"consumer; memory {deep.base_bytes / MIB:.0f} MiB at first, {deep.peak_bytes / MIB:.0f} at most, bound "
+    print(f"{deep.count} jobs: submitted {rates[0]:.0f} and {rates[1]:.0f}/s, drained {drained[0]:.0f} and {drained[1]:.0f}/s "
+          f"by one consumer; memory {deep.base_bytes / MIB:.0f} MiB at first, {deep.peak_bytes / MIB:.0f} at most, bound "
           f"{bound / MIB:.0f}; restarts {', '.join(f'{took:.1f}' for took in deep.restarts_s)} s; hub lag up to "
           f"{deep.max_lag_ms:.0f} ms")
     assert deep.peak_bytes <= bound
@@ -334,7 +334,8 @@ def test_lanes_beyond_the_window_that_nobody_can_run_hold_back_nobody(make_broke
     assert waits_s[100] < 0.25, "the usual reserve has to wait for something"
 
 
-@pytest.mark.parametrize(("lanes", "window_jobs"), [(10_000, 100_000), (400, 100)], ids=["within the window", "more than it holds"])
+@pytest.mark.parametrize(("lanes", "window_jobs"), [(10_000, 100_000), (400, 100)],
+                         ids=["within the window", "more than it holds"])
 def test_many_lanes_are_drained_in_one_order_also_after_a_restart(make_broker: Callable[..., BrokerProcess], lanes: int,
                                                                   window_jobs: int) -> None:
     broker = make_broker("--window-jobs", str(window_jobs))
