@@ -20,6 +20,10 @@ from greenroom.sessions import Parked, Session
 from greenroom.records import LaneCounts, Lost, Restored
 
 
+#: Lanes dropped at once when the cap is met: 0.1 ms.
+FORGET_LANES = 100
+
+
 class RefillPlan(NamedTuple):
     """What to fetch for a lane: up to `limit` jobs after this rank, or (limit 0) the payloads of these jobs."""
 
@@ -46,11 +50,18 @@ class Engine(LeaseRules):
         self._ask_scheduled()
 
     def _restore_lane(self, counts: LaneCounts) -> None:
+        self.requeues += counts.requeued
+        if len(self.lanes) >= self.caps.lanes and not (counts.queued or counts.scheduled):
+            # The store knows all lanes that ever were; of those without work memory keeps the totals alone.
+            for state in FINISHED_STATES:
+                self.totals[state] += getattr(counts, state.label)
+            return
         lane = self._new_lane(counts.queue, counts.task)
         for state in State:
             lane.count(state, getattr(counts, state.label, 0))
+        if lane.is_idle:
+            self._idle_lanes[lane] = None
         lane.requeues = counts.requeued
-        self.requeues += counts.requeued
         lane.edge = BELOW_ALL if counts.queued else None
         self.scheduled.total += counts.scheduled
         if counts.scheduled:
@@ -194,7 +205,7 @@ class Engine(LeaseRules):
         self._unpark(session, answer=True)
         session.queues = None if queues is None else frozenset(queues)
         session.tasks = None if tasks is None else frozenset(tasks)
-        group = self.groups.join(session, session.queues, session.tasks, self.lanes)
+        group = self.groups.join(session, session.queues, session.tasks)
         if n == 0:
             self.effects.deliveries.append(Delivery(session, request_id, []))
             return
@@ -266,7 +277,7 @@ class Engine(LeaseRules):
             if not self.fences.left or not lane.is_head_ready:
                 is_blocked = True  # refilled, or add_numbers, goes on from here
                 if self.fences.left:
-                    self._ask_refill(lane)
+                    self._ask_refills(group, lane)
                 break
             size += self._take_run(lane, group.rival_rank(), session, wanted, size, taken, now)
             if lane.wants_refill:
@@ -300,6 +311,16 @@ class Engine(LeaseRules):
         if not lane.is_filling:
             lane.is_filling = True
             self.effects.refills.append(lane)
+
+    def _ask_refills(self, group: Group, lane: Lane) -> None:
+        """Ask for the lane that a reserve waits for, and before it for some that come next: all are there when it goes on.
+
+        With more lanes than the window holds, or after a restart, each reserve would else get one job a look into the store.
+        """
+        for other in group.next_lanes():
+            if other is not lane and other.in_store > 0 and other.head() is None:
+                self._ask_refill(other)
+        self._ask_refill(lane)
 
     def refill_plan(self, lane: Lane) -> RefillPlan | None:
         """Tell what to fetch for a lane that asked, or None: nothing (any more). Answer with `refilled` either way."""
@@ -384,7 +405,7 @@ class Engine(LeaseRules):
         if not self.window.is_over:
             return
         # No group has to be told: lanes that one takes from keep their heads.
-        for job in self.window.shrink(list(self.lanes.values())):
+        for job in self.window.shrink(self.lanes.values()):
             self.jobs.pop(job.id, None)
 
     # -- lanes --------------------------------------------------------------------------------------------------------------
@@ -403,12 +424,15 @@ class Engine(LeaseRules):
         return lane
 
     def _forget_idle_lanes(self) -> bool:
-        """Drop lanes without work from memory; the totals keep their counts. Returns whether any went."""
-        idle = [lane for lane in self.lanes.values() if lane.is_idle]
-        for lane in idle:
-            self.groups.drop_lane(lane)
-            del self.lanes[lane.queue, lane.task]
-        return bool(idle)
+        """Drop some lanes without work from memory; the totals keep their counts. Returns whether any went."""
+        gone = 0
+        while self._idle_lanes and gone < FORGET_LANES:
+            lane, _ = self._idle_lanes.popitem()
+            if lane.is_idle:
+                self.groups.drop_lane(lane)
+                del self.lanes[lane.queue, lane.task]
+                gone += 1
+        return gone > 0
 
 
 def _order_of(entry: tuple[int, Group]) -> int:

@@ -7,14 +7,17 @@ changes costs nothing in the groups that don't look.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from heapq import heappop, heappush, heapreplace
+from collections.abc import Iterable, Iterator
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING
 
 from greenroom.lanes import ABOVE_ALL, Lane
 
 if TYPE_CHECKING:
     from greenroom.sessions import Session
+
+#: Lanes that are refilled together: as many as batches.py looks up in one gap between commits.
+LANES_AHEAD = 8
 
 GroupKey = tuple[frozenset[str] | None, frozenset[str] | None]
 
@@ -44,15 +47,21 @@ class Group:
         return ((self.queues is None or lane.queue in self.queues)
                 and (self.tasks is None or lane.task in self.tasks))
 
-    def tie(self, lane: Lane) -> None:
-        """Let this group take from the lane."""
-        self.lanes[lane] = None
-        lane.groups.append(self)
-        rank = lane.best_rank()
-        # Not what was offered before, which may be lower: this group never heard of it, and must hear of what comes next.
-        lane.offered = ABOVE_ALL if rank is None else rank
-        if rank is not None:
-            self.offer(lane, rank)
+    def tie(self, lanes: Iterable[Lane]) -> None:
+        """Let this group take from these lanes, which it does not take from yet."""
+        entries = []
+        for lane in lanes:
+            self.lanes[lane] = None
+            lane.groups.append(self)
+            rank = lane.best_rank()
+            # Not what was offered before, which may be lower: this group never heard of it, and must hear of what comes next.
+            lane.offered = ABOVE_ALL if rank is None else rank
+            if rank is not None:
+                self._seq += 1
+                entries.append((rank, self._seq, lane))
+        if entries:
+            self._heap.extend(entries)
+            heapify(self._heap)
 
     def offer(self, lane: Lane, rank: int) -> None:
         """Note that the lane may now compete with this rank."""
@@ -85,22 +94,27 @@ class Group:
                 heapreplace(heap, (actual, self._seq, lane))
         return None
 
+    def next_lanes(self) -> list[Lane]:
+        """Return some of the lanes that come soon: the front of the heap, more or less in order."""
+        return [lane for _, _, lane in self._heap[:LANES_AHEAD]]
+
     def rival_rank(self) -> int:
         """Return a rank that no lane but the best one competes with a lower one than. Follows `best_lane`."""
         return min((entry[0] for entry in self._heap[1:3]), default=ABOVE_ALL)
 
 
 class Groups:
-    """All groups, and their ties to all lanes."""
+    """All groups, and their ties to all lanes. Both are kept by task, so that neither a new lane nor a new group looks at all."""
 
     def __init__(self) -> None:
         self._groups: dict[GroupKey, Group] = {}
+        self._by_task: dict[str | None, dict[Group, None]] = {}  # task that they can run, None: any -> groups
+        self._lanes: dict[str, dict[Lane, None]] = {}  # task -> lanes
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups.values())
 
-    def join(self, session: Session, queues: frozenset[str] | None, tasks: frozenset[str] | None,
-             lanes: dict[tuple[str, str], Lane]) -> Group:
+    def join(self, session: Session, queues: frozenset[str] | None, tasks: frozenset[str] | None) -> Group:
         """Put a session into the group of this filter, making it if need be."""
         group = session.group
         if group is not None and group.queues == queues and group.tasks == tasks:
@@ -109,8 +123,10 @@ class Groups:
         group = self._groups.get((queues, tasks))
         if group is None:
             group = self._groups[queues, tasks] = Group(queues, tasks)
-            for lane in _candidates(group, lanes):
-                group.tie(lane)
+            for task in (None,) if tasks is None else tasks:
+                self._by_task.setdefault(task, {})[group] = None
+            found = self._lanes.values() if tasks is None else (self._lanes.get(task, ()) for task in sorted(tasks))
+            group.tie([lane for lanes in found for lane in lanes if queues is None or lane.queue in queues])
         group.sessions += 1
         session.group = group
         return group
@@ -125,26 +141,29 @@ class Groups:
         session.group = None
         if group.sessions == 0:
             del self._groups[group.queues, group.tasks]
+            for task in (None,) if group.tasks is None else group.tasks:
+                _discard(self._by_task, task, group)
             for lane in group.lanes:
                 lane.groups.remove(group)
 
     def add_lane(self, lane: Lane) -> None:
         """Tie a new lane to the groups that match it."""
-        for group in self._groups.values():
-            if group.matches(lane):
-                group.tie(lane)
+        self._lanes.setdefault(lane.task, {})[lane] = None
+        for task in (None, lane.task):
+            for group in self._by_task.get(task, ()):
+                if group.queues is None or lane.queue in group.queues:
+                    group.tie((lane,))
 
-    @staticmethod
-    def drop_lane(lane: Lane) -> None:
+    def drop_lane(self, lane: Lane) -> None:
         """Untie a lane that goes away; it must be idle."""
+        _discard(self._lanes, lane.task, lane)
         for group in lane.groups:
             del group.lanes[lane]
         lane.groups = []
 
 
-def _candidates(group: Group, lanes: dict[tuple[str, str], Lane]) -> list[Lane]:
-    """Return the lanes that the group can run, by looking up pairs where those are fewer than the lanes."""
-    if group.queues is not None and group.tasks is not None and len(group.queues) * len(group.tasks) < len(lanes):
-        found = (lanes.get((queue, task)) for queue in group.queues for task in group.tasks)
-        return [lane for lane in found if lane is not None]
-    return [lane for lane in lanes.values() if group.matches(lane)]
+def _discard(index: dict, key: str | None, member: object) -> None:
+    members = index[key]
+    del members[member]
+    if not members:
+        del index[key]

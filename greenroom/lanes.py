@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from collections.abc import Collection
 from heapq import heapify, heappop, heappush, nsmallest
 
 from greenroom.job import Job, State, rank_of
@@ -28,6 +29,8 @@ REFILL_TO = 3000
 #: Rows of one look into the store, 0.4 ms of the hub, and their payloads: some ms.
 SLICE_ROWS = 200
 SLICE_BYTES = 4 * 2**20
+#: Jobs that leave memory at once when there are too many: as many as one submit may bring, 2 to 3 ms of the hub.
+SHRINK_JOBS = 1000
 
 
 class Window:
@@ -43,11 +46,20 @@ class Window:
         self.max_bytes = max_bytes
         self.jobs = 0
         self.payload_bytes = 0
+        self._victims: list[Lane] = []  # lanes to shrink, the next one last
+        self._from_victim: int | None = None  # how many more jobs that one shall give up; None: not looked at yet
+        self._has_shrunk = False  # some lane gave up jobs since the lanes were sorted
+        self._kept_jobs = 0  # no look at the lanes is worth it up to here: the latest one found nothing that could go
+        self._kept_bytes = 0
 
     @property
     def is_over(self) -> bool:
-        """True while memory holds more than the budget."""
-        return self.jobs > self.max_jobs or self.payload_bytes > self.max_bytes
+        """True from when memory holds more than the budget until a tenth of it is free.
+
+        Where nothing more could go, because each lane keeps its head, not before some more came.
+        """
+        return (bool(self._victims) or self.jobs > max(self.max_jobs, self._kept_jobs)
+                or self.payload_bytes > max(self.max_bytes, self._kept_bytes))
 
     @property
     def has_room(self) -> bool:
@@ -59,20 +71,41 @@ class Window:
         by_bytes = min(SLICE_BYTES, self.max_bytes // 10) // max(1, mean_bytes)
         return max(1, min(SLICE_ROWS, self.max_jobs // 10, by_bytes))
 
-    def shrink(self, lanes: list[Lane]) -> list[Job]:
-        """Drop tails until a tenth of the budget is free; returns the jobs dropped.
+    def shrink(self, lanes: Collection[Lane]) -> list[Job]:
+        """Drop tails, up to SHRINK_JOBS, on the way to a tenth of the budget free; returns the jobs dropped.
 
-        The largest lanes go first, those that no connected worker can run before the others; a lane that a worker can run keeps
-        its head. One pass costs a sort of the lanes, paid once for the many jobs it drops.
+        To be called again while `is_over`, whenever jobs may have come. The largest lanes go first, those that no connected
+        worker can run before the others; a lane that a worker can run keeps its head. They are sorted once for the whole way.
         """
+        if not self._victims:
+            self._victims = sorted((lane for lane in lanes if lane.in_memory), key=_expendability)
+            self._has_shrunk = False
         dropped: list[Job] = []
-        order = sorted((lane for lane in lanes if lane.in_memory),
-                       key=lambda lane: (bool(lane.groups), -lane.in_memory))
-        for lane in order:
-            if self.jobs <= self.max_jobs * 0.9 and self.payload_bytes <= self.max_bytes * 0.9:
-                break
-            dropped.extend(lane.drop_tail(self._excess(lane), keep=1 if lane.groups else 0))
+        while self._victims and not self._is_low and len(dropped) < SHRINK_JOBS:
+            lane = self._victims[-1]
+            if self._from_victim is None:
+                self._from_victim = self._excess(lane)
+            wanted = min(self._from_victim, SHRINK_JOBS - len(dropped))
+            went = lane.drop_tail(wanted, keep=1 if lane.groups else 0)
+            dropped.extend(went)
+            self._from_victim -= len(went)
+            if len(went) < wanted or self._from_victim <= 0:
+                self._victims.pop()
+                self._from_victim = None
+        self._has_shrunk = self._has_shrunk or bool(dropped)
+        if self._is_low:
+            self._victims = []
+            self._from_victim = None
+        if self._has_shrunk:
+            self._kept_jobs = self._kept_bytes = 0
+        elif not self._victims:
+            self._kept_jobs = self.jobs + min(SHRINK_JOBS, self.max_jobs // 10)
+            self._kept_bytes = self.payload_bytes + min(SLICE_BYTES, self.max_bytes // 10)
         return dropped
+
+    @property
+    def _is_low(self) -> bool:
+        return self.jobs <= self.max_jobs * 0.9 and self.payload_bytes <= self.max_bytes * 0.9
 
     def _excess(self, lane: Lane) -> int:
         """Return how many jobs of the lane's tail should go: at most half of it, so that one pass doesn't empty a busy lane."""
@@ -81,6 +114,11 @@ class Window:
         by_bytes = (self.payload_bytes - int(self.max_bytes * 0.9)) // average
         wanted = max(by_jobs, by_bytes, 1)
         return min(wanted, max(1, lane.in_memory // 2)) if lane.groups else wanted
+
+
+def _expendability(lane: Lane) -> int:
+    """Return a number by which lanes sort that lose jobs late, soon and first."""
+    return lane.in_memory if lane.groups else lane.in_memory + 2**53
 
 
 class Lane:

@@ -86,6 +86,7 @@ class LeaseRules:
         self.totals: list[int] = [0] * (max(State) + 1)
         self.requeues = 0
         self._instances: dict[bytes, Session] = {}
+        self._idle_lanes: dict[Lane, None] = {}  # lanes that ran out of work; some have new work since
         self._timers: list[tuple[float, int, Session]] = []
         self._returned: dict[Lane, None] = {}  # lanes that got jobs back and must be matched before the call ends
         self._roomy: dict[Session, None] = {}  # sessions that had all leases they may hold, wait for more, and have room again
@@ -340,6 +341,8 @@ class LeaseRules:
         else:
             self._count_waiting(job, -1)
         move(job, to)
+        if job.lane.is_idle:
+            self._idle_lanes[job.lane] = None
         job.finished_at = now
         self.jobs.pop(job.id, None)
         self.effects.dirty[job.id] = job

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from greenroom.errors import DrainingError, FullError
@@ -378,6 +380,21 @@ def test_reserves_that_waited_for_numbers_are_answered_when_they_come() -> None:
     assert patient.ids(requests[0]) == ids and other.ids(requests[1]) == []
 
 
+def test_lanes_that_come_next_are_refilled_together_when_they_outnumber_the_window() -> None:
+    core = Core(max_jobs=100)
+    ids = [job for _ in range(3) for job in submitted(core, *[new_job(f"t{number}") for number in range(200)])]
+    worker = core.connect()
+
+    answers = []
+    while sum(map(len, answers)) < len(ids):
+        answers.append(reserved(worker, 50, wait=1.0))
+        worker.settle("ack", *answers[-1])
+        core.run()
+
+    assert [job for answer in answers for job in answer] == ids
+    assert len(answers) <= 100, "each reserve got one job or two"
+
+
 # -- caps ------------------------------------------------------------------------------------------------------------------
 
 
@@ -410,6 +427,46 @@ def test_beyond_the_cap_on_lanes_idle_ones_are_forgotten_and_else_the_item_is_re
     (c,) = submitted(core, new_job("c"))
 
     assert reserved(worker, tasks=["c"]) == [c] and core.engine.totals[State.COMPLETED] == 1
+
+
+def test_lanes_that_ran_out_of_work_make_room_for_as_many_others_again_and_again() -> None:
+    core = Core(caps=Caps(lanes=250))
+    worker = core.connect()
+    for begin in range(0, 1000, 250):
+        jobs = submitted(core, *[new_job(f"t{number}") for number in range(begin, begin + 250)])
+        assert all(isinstance(job, int) for job in jobs), "lanes without work use up the cap"
+        worker.settle("ack", *reserved(worker, 250))
+        core.run()
+
+    assert core.engine.totals[State.COMPLETED] == 1000 and len(core.engine.lanes) == 250
+
+
+def test_a_restart_keeps_no_more_lanes_without_work_than_the_cap_but_counts_their_jobs() -> None:
+    core = Core(caps=Caps(lanes=3))
+    worker = core.connect()
+    for number in range(9):
+        submitted(core, new_job(f"t{number}"))
+        worker.settle("ack", *reserved(worker))
+        core.run()
+    submitted(core, new_job("last"))
+
+    core.crash_and_restart()
+
+    assert ("q", "last") in core.engine.lanes and len(core.engine.lanes) <= 4
+    assert core.engine.totals[State.COMPLETED] == 9
+    assert all(isinstance(job, int) for job in submitted(core, new_job("new"), new_job("newer")))
+
+
+def test_a_frame_of_new_lanes_at_the_cap_is_refused_without_looking_at_all_lanes_for_each() -> None:
+    core = Core()
+    for begin in range(0, core.engine.caps.lanes, 1000):
+        core.engine.submit([new_job(f"t{number}") for number in range(begin, begin + 1000)], 0.0)
+
+    began = time.perf_counter()
+    outcomes = core.engine.submit([new_job(f"other{number}") for number in range(1000)], 0.0)
+
+    assert all(isinstance(outcome, FullError) for outcome in outcomes)
+    assert time.perf_counter() - began < 1.5, "it took 8 s when each new lane looked at 20,000"
 
 
 # -- scheduled -------------------------------------------------------------------------------------------------------------

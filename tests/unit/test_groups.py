@@ -44,8 +44,7 @@ class Hall:
     def join(self, queues: list[str] | None = None, tasks: list[str] | None = None) -> Session:
         self.keys += 1
         session = Session(self.keys, role="worker", name="w", instance=None, now=0.0)
-        self.groups.join(session, None if queues is None else frozenset(queues), None if tasks is None else frozenset(tasks),
-                         self.lanes)
+        self.groups.join(session, None if queues is None else frozenset(queues), None if tasks is None else frozenset(tasks))
         return session
 
     @staticmethod

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from greenroom.job import Job, State, move, rank_of
-from greenroom.lanes import SLICE_BYTES, SLICE_ROWS, Lane, Window
+from greenroom.lanes import SHRINK_JOBS, SLICE_BYTES, SLICE_ROWS, Lane, Window
 
 
 class Shop:
@@ -149,6 +149,22 @@ def test_the_largest_lanes_shrink_first_and_those_that_nobody_can_run_before_all
     assert (idle.in_memory, small.in_memory) == (0, 20) and shop.window.jobs <= 90
 
 
+def test_too_many_jobs_leave_some_at_a_time_until_a_tenth_of_the_budget_is_free() -> None:
+    shop = Shop(max_jobs=20_000)
+    other = shop.new_lane("other")
+    for lane in (shop.lane, other):
+        lane.groups = [object()]
+        for _ in range(11_000):
+            shop.add(lane=lane)
+
+    steps = []
+    while shop.window.is_over:
+        steps.append(len(shop.window.shrink([shop.lane, other])))
+
+    assert max(steps) <= SHRINK_JOBS and sum(steps) == 22_000 - 18_000
+    assert sorted((shop.lane.in_memory, other.in_memory)) == [7_000, 11_000], "a lane gives up at most half of it at a time"
+
+
 def test_a_lane_that_a_worker_can_run_keeps_its_head() -> None:
     shop = Shop(max_bytes=10)
     shop.lane.groups = [object()]
@@ -159,6 +175,20 @@ def test_a_lane_that_a_worker_can_run_keeps_its_head() -> None:
         shop.window.shrink([shop.lane])
 
     assert shop.lane.head() is head and shop.lane.in_memory == 1
+
+
+def test_heads_beyond_the_budget_are_not_looked_through_again_before_more_jobs_came() -> None:
+    shop = Shop(max_jobs=20)
+    lanes = [shop.new_lane(f"t{number}") for number in range(30)]
+    for lane in lanes:
+        lane.groups = [object()]
+        shop.add(lane=lane)
+    assert shop.window.is_over and shop.window.shrink(lanes) == [] and not shop.window.is_over
+
+    for lane in lanes[:3]:
+        shop.add(lane=lane)
+
+    assert shop.window.is_over and len(shop.window.shrink(lanes)) == 3
 
 
 def test_payload_bytes_count_against_the_budget() -> None:
