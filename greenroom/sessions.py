@@ -65,7 +65,8 @@ class Session:
     """
 
     __slots__ = ("key", "conn", "role", "name", "instance", "software", "address", "connected_at", "last_seen", "grace_until",
-                 "inherited_grace", "leases", "granted_at", "has_deadlines", "group", "parked", "timer_at", "done", "failed", "lost", "tasks", "queues")
+                 "inherited_grace", "leases", "granted_at", "has_deadlines", "group", "parked", "timer_at", "done", "failed", "lost",
+                 "tasks", "queues")
 
     def __init__(self, key: int, *, role: str, name: str, instance: bytes | None, now: float, conn: object = None,
                  software: str = "", address: str = "") -> None:
