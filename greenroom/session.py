@@ -111,6 +111,7 @@ class Connection:
             if self.session is not None:
                 self._dispatch.engine.close_session(self.session, self._dispatch.now(), said_bye=self._said_bye)
                 self._dispatch.waits.drop_peer(self)
+                self._dispatch.backups.left(self, self._dispatch.now(), said_bye=self._said_bye)
                 self._dispatch.after_call()
         self.stream.finish(FAREWELL_S)
 

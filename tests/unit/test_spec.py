@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from greenroom import session, stream
+from greenroom import backups, session, stream
 from greenroom.errors import WIRE_ERRORS
 from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL
 from greenroom.leases import MAX_CRASHES, Timing
 from greenroom.listener import HANDSHAKE_DEADLINE_S
 from greenroom.protocol import (DEFAULT_LIMITS, DEFAULT_PORT, HELLO_FRAME_BYTES, MAX_ANSWER_VALUES, MAX_MAP_ENTRIES,
-                                MAX_REQUEST_VALUES, VERBS)
+                                MAX_PIECE_BYTES, MAX_REQUEST_VALUES, VERBS)
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol_v1.md").read_text()
 
@@ -41,7 +41,7 @@ def test_the_greeting_and_the_verbs_with_tables_have_the_fields_of_the_code() ->
     assert set(first_column(reserve)) == fields_of("reserve")
 
 
-@pytest.mark.parametrize("verb", ["cancel", "get", "wait", "settle", "heartbeat", "extend"])
+@pytest.mark.parametrize("verb", ["cancel", "get", "wait", "settle", "heartbeat", "extend", "backup"])
 def test_the_verbs_described_in_a_sentence_name_all_their_fields(verb: str) -> None:
     sentence = part(f"### {verb}\n", "Reply")
 
@@ -90,6 +90,8 @@ def test_limits_numbers_and_deadlines_are_those_of_the_code() -> None:
     assert f"last | {session.FRAME_DEADLINE_S:g} |" in deadlines and f"`idle_s` ({session.IDLE_S:g})" in deadlines
     assert f"sends | {stream.WRITE_DEADLINE_S:g} |" in deadlines
     assert f"At most {stream.MAX_UNSENT_BYTES // 2**20} MiB wait" in deadlines
+    assert f"asks about a backup | {backups.IDLE_S:g} |" in deadlines and f"without `bye` | {backups.RESUME_S:g} |" in deadlines
+    assert f"`size` (int 1 … {MAX_PIECE_BYTES}, default {MAX_PIECE_BYTES})" in part("### backup", "## 10.")
 
 
 def test_the_states_are_those_of_the_code_and_the_picture_shows_their_moves() -> None:
