@@ -86,7 +86,8 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "bye": ("C:", {"verb": "bye", "id": 15}),
     "bye_reply": ("S: and the connection ends", {"id": 15}),
     "notice_cancel": ("S: unasked", {"notice": "cancel", "leases": [[7, 12]]}),
-    "notice_drain": ("S: unasked", {"notice": "drain", "reason": "broker"}),
+    "notice_drain": ("S: unasked, the broker is going away", {"notice": "drain", "reason": "broker"}),
+    "notice_drain_worker": ("S: unasked, this worker shall end", {"notice": "drain", "reason": "worker"}),
     "error": ("S: a request that is refused as a whole", {"id": 2, "error": {"code": "BUSY", "message":
               "too much waits to be written", "retry_after_s": 0.1}}),
     "error_fatal": ("S: the last frame before the broker closes", {"id": 0, "error": {"code": "PROTOCOL_ERROR", "message":
