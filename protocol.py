@@ -31,7 +31,7 @@ MAX_REQUEST_VALUES = 16_000
 MAX_ANSWER_VALUES = 250_000
 MAX_MAP_ENTRIES = 32
 #: The largest piece of a backup in one answer: a millisecond of encryption.
-MAX_PIECE_BYTES = 2**20
+BACKUP_PIECE_BYTES = 2**20
 
 
 class Limits(NamedTuple):
@@ -318,7 +318,7 @@ VERBS: dict[str, tuple[Field, ...]] = {
     "stats": (),
     "backup": (
         Field("step", _word("begin", "read", "end"), required=True), Field("backup", _sixteen, required=True),
-        Field("offset", _integer(0, NUMBER_LIMIT - 1), 0), Field("size", _integer(1, MAX_PIECE_BYTES), MAX_PIECE_BYTES)),
+        Field("offset", _integer(0, NUMBER_LIMIT - 1), 0), Field("size", _integer(1, BACKUP_PIECE_BYTES), BACKUP_PIECE_BYTES)),
     "ping": (),
     "bye": (),
 }

@@ -1,4 +1,4 @@
-"""The one backup that a broker makes at a time: begun, made, read in pieces, removed. Must not know sessions, frames or greenlets.
+"""The one backup that a broker makes at a time: begun, made, read in pieces, removed. Must not know sessions or greenlets.
 
 What may wait for the disk runs in threads that the caller brings; they tell what became of it by the attributes of `_Backup`. All
 else runs on the hub and never waits. A backup lies in a folder of its own inside the data directory, under a name made here.
@@ -183,7 +183,8 @@ class Backups:
             backup.made = backup.total = size
             backup.sha256 = digest  # last: with it, it is ready
         except StoreFullError as exc:
-            backup.error, backup.cause = StoreFullError("the disk of the broker has no room for a backup", retry_after_s=10.0), str(exc)
+            backup.error = StoreFullError("the disk of the broker has no room for a backup", retry_after_s=10.0)
+            backup.cause = str(exc)
         except (StoreError, OSError) as exc:
             backup.error, backup.cause = InternalError("the backup failed; the log of the broker says why"), str(exc)
         except Exception as exc:

@@ -19,7 +19,7 @@ from greenroom.errors import ConfigError, ConnectError, GoneError, GreenroomErro
 PIECE_BYTES = 2**20
 #: How often to look whether the broker has made it.
 LOOK_S = 0.5
-#: A broker that makes a backup and gets no further for so long is given up. It checks the copy at the end without telling how far it is.
+#: A broker that gets no further for so long is given up. At the end it checks the copy without telling how far it is.
 STALL_S = 600.0
 #: A backup that the broker lost on the way (restarted, say) is begun anew, so often in all.
 ATTEMPTS = 3
@@ -46,7 +46,8 @@ class Backup(NamedTuple):
     sha256: str
 
 
-def fetch_backup(call: Callable[[dict], dict], path: str | os.PathLike[str], *, force: bool, on_progress: Progress | None) -> Backup:
+def fetch_backup(call: Callable[[dict], dict], path: str | os.PathLike[str], *, force: bool,
+                 on_progress: Progress | None) -> Backup:
     """Let the broker make a backup and receive it into a file.
 
     Args:

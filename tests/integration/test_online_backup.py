@@ -1,4 +1,4 @@
-"""Backups over the wire against real brokers: what is in them, who gets them, and what is left when somebody dies in the middle."""
+"""Backups over the wire against real brokers: what is in them, who gets them, what is left when somebody dies in the middle."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ class Load:
         peer = self._broker.connect()
         while not self._is_over:
             payloads = [os.urandom(2000) for _ in range(50)]
-            jobs = peer.call("submit", jobs=[{"task": "t", "encoding": "raw", "payload": payload} for payload in payloads])["jobs"]
-            self.stored.update(zip(jobs, payloads))
+            items = [{"task": "t", "encoding": "raw", "payload": payload} for payload in payloads]
+            self.stored.update(zip(peer.call("submit", jobs=items)["jobs"], payloads))
 
     def _work(self) -> None:
         peer = self._broker.connect(role="worker")
@@ -129,7 +129,8 @@ def test_a_backup_made_during_load_has_all_that_was_acknowledged_before_it_and_i
     assert all(load.stored[job] == payload for job, payload in ran.items())
     assert not finished & ran.keys(), "a job that was finished before the backup ran again"
     missing = sorted(stored.keys() - ran.keys())
-    views = [view for first in range(0, len(missing), 500) for view in worker.call("get", jobs=missing[first:first + 500])["jobs"]]
+    views = [view for first in range(0, len(missing), 500)
+             for view in worker.call("get", jobs=missing[first:first + 500])["jobs"]]
     assert {view.get("state") for view in views} == {"completed"} and finished <= set(missing)
 
 
@@ -446,8 +447,8 @@ def test_a_disk_of_the_client_that_is_full_is_told_and_the_broker_too(scripted: 
 
 
 def command(broker: BrokerProcess, *arguments: str, **options: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "client.py"), "backup", *arguments], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, **broker.client_env}, **options)
+    return subprocess.run([sys.executable, str(ROOT / "client.py"), "backup", *arguments], capture_output=True, text=True,
+                          timeout=60, env={**os.environ, **broker.client_env}, **options)
 
 
 def test_the_command_writes_the_file_and_says_what_it_is(shared: BrokerProcess, tmp_path: Path) -> None:

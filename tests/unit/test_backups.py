@@ -1,4 +1,4 @@
-"""The broker's one backup: who gets it, when it is removed, what becomes of errors. Time is a number, threads run where they are told."""
+"""The broker's one backup: who gets it, when it is removed, what becomes of errors. Time is a number, threads run when told."""
 
 from __future__ import annotations
 
