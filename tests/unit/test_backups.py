@@ -98,6 +98,20 @@ def test_ending_a_backup_that_is_being_made_stops_it_and_leaves_nothing(backups:
     backups.begin(TWO, PEER, 0.0)
 
 
+def test_a_backup_given_up_as_its_copy_ends_is_removed_all_the_same(backups: Backups, threads: Threads, data: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_up_too_late_to_stop(source: Path, target: Path, should_stop: Callable[[], bool]) -> int:
+        backups.end(ONE)
+        threads.run()  # the removal finds nothing yet
+        return sqlite_backup.make_backup(source, target, lambda: False)
+
+    monkeypatch.setattr(module, "make_backup", give_up_too_late_to_stop)
+    backups.begin(ONE, PEER, 0.0)
+    threads.run()
+
+    assert files(data) == []
+
+
 def test_only_its_name_opens_a_backup(backups: Backups, threads: Threads) -> None:
     with pytest.raises(GoneError):
         backups.read(ONE, 0, 1, PEER, 0.0)
