@@ -17,6 +17,7 @@ if __name__ == "__main__":
     require("msgpack")
 
 from greenroom import __version__
+from greenroom.client_backup import Backup, Progress, fetch_backup
 from greenroom.client_submits import RESEND_S, Submits
 from greenroom.client_waits import SharedWaits
 from greenroom.endpoint import find_endpoint
@@ -267,6 +268,24 @@ class Client:
         started = time.monotonic()
         self._call({"verb": "ping"})
         return time.monotonic() - started
+
+    def backup(self, path: str | os.PathLike[str], *, force: bool = False, on_progress: Progress | None = None) -> Backup:
+        """Let the broker copy its store while it runs, and receive the copy into a file (mode 0600, whole or not at all).
+
+        A connection that is lost on the way is made again. The file is received as `path`.part beside it.
+
+        Args:
+            force: replace a file that is there.
+            on_progress: called with "making" or "receiving", bytes done, bytes in all.
+
+        Raises:
+            ConfigError: the file is there already, or its folder is not.
+            BackupError (greenroom.client_backup): the file cannot be written, or is not what the broker sent.
+            BusyError, StoreFullError: the broker makes another backup, or has no room for it.
+            InvalidError: the broker keeps its jobs in memory only.
+            ConnectError: the broker was away for longer than the client's timeout.
+        """
+        return fetch_backup(self._call, path, force=force, on_progress=on_progress)
 
     def close(self) -> None:
         """End the connection; calls that wait for an answer get ConnectError. The client can't be used any more."""

@@ -30,6 +30,8 @@ MAX_REQUEST_VALUES = 16_000
 #: An answer may hold more: 1,000 views have 25,000.
 MAX_ANSWER_VALUES = 250_000
 MAX_MAP_ENTRIES = 32
+#: The largest piece of a backup in one answer: a millisecond of encryption.
+BACKUP_PIECE_BYTES = 2**20
 
 
 class Limits(NamedTuple):
@@ -314,6 +316,9 @@ VERBS: dict[str, tuple[Field, ...]] = {
     "queues": (),
     "workers": (),
     "stats": (),
+    "backup": (
+        Field("step", _word("begin", "read", "end"), required=True), Field("backup", _sixteen, required=True),
+        Field("offset", _integer(0, NUMBER_LIMIT - 1), 0), Field("size", _integer(1, BACKUP_PIECE_BYTES), BACKUP_PIECE_BYTES)),
     "ping": (),
     "bye": (),
 }

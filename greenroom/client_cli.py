@@ -162,6 +162,9 @@ def build_parser() -> argparse.ArgumentParser:
     command("queues", do_queues, "list queues")
     command("workers", do_workers, "list workers")
     command("stats", do_stats, "show the broker's counts")
+    backup = command("backup", do_backup, "copy the broker's store into a file, while it runs")
+    backup.add_argument("file", metavar="FILE")
+    backup.add_argument("--force", action="store_true", help="replace a file that is there")
     command("demo", do_demo, "show that an urgent job overtakes a waiting one")
     return top
 
@@ -282,6 +285,23 @@ def do_stats(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`stats`: print the broker's counts."""
     output.one(client.stats())
     return DONE
+
+
+def do_backup(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`backup`: receive a copy of the store; how far it is goes to a terminal only."""
+    show = _show_progress if sys.stderr.isatty() else None
+    try:
+        made = client.backup(args.file, force=args.force, on_progress=show)
+    finally:
+        if show is not None:
+            sys.stderr.write("\r\x1b[K")
+    output.one(made._asdict(), text=f"{tables.escape(made.path)}: {made.bytes} bytes, SHA-256 {made.sha256}")
+    return DONE
+
+
+def _show_progress(word: str, done: int, total: int) -> None:
+    sys.stderr.write(f"\r\x1b[K{word}: {done / 2**20:.1f} of {total / 2**20:.1f} MiB")
+    sys.stderr.flush()
 
 
 def do_demo(client: Client, args: argparse.Namespace, output: Output) -> int:

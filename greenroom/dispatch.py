@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 
 import gevent
@@ -16,6 +17,8 @@ from gevent.event import Event
 from gevent.queue import Empty, Queue
 from gevent.threadpool import ThreadPool
 
+from greenroom import backups
+from greenroom.backups import Backups
 from greenroom.batches import Batches, Budget
 from greenroom.clock import Clock
 from greenroom.engine import Engine
@@ -52,7 +55,7 @@ class Dispatch:
     """See the module.
 
     Attributes:
-        engine, batches, waits: the rules, the commit rule, the open waits.
+        engine, batches, waits, backups: the rules, the commit rule, the open waits, the one backup.
         store_full: True while the disk has too little room for new jobs.
         lag_s, max_lag_s: how late the latest tick came, and the latest of all.
         commit_s: how long the latest COMMIT took.
@@ -85,6 +88,8 @@ class Dispatch:
         self._planned_at = 0.0
         self._commit_thread = ThreadPool(1)
         self._page_threads = ThreadPool(READERS)
+        self._backup_threads = ThreadPool(backups.THREADS)
+        self.backups = Backups(None if data_dir is None else Path(data_dir), self._backup_threads.spawn, self._in_backup_thread)
         self._readers: Queue[Reader] = Queue()
         self._pages_open = 0
         self._greenlets: list[gevent.Greenlet] = []
@@ -93,6 +98,7 @@ class Dispatch:
 
     def start(self) -> None:
         """Fetch numbers, open the readers and start pumping. Does not switch for longer than a commit."""
+        self.backups.remove_leftovers()
         self._cycle()
         for _ in range(READERS):
             self._readers.put(self.store.reader())
@@ -112,6 +118,7 @@ class Dispatch:
     def stop(self, within_s: float) -> None:
         """Commit what is pending and close the store. Safe to call after a failure."""
         deadline = self.now() + within_s
+        self.backups.stop()
         while not self.batches.is_idle and not self._has_failed and self.now() < deadline:
             gevent.sleep(0.005)
         gevent.killall(self._greenlets, block=True, timeout=within_s)
@@ -190,6 +197,7 @@ class Dispatch:
             peer.flush()
         self.after_call()
         self._look_at_disk(now)
+        self.backups.tick(now)
 
     def _look_at_disk(self, now: float) -> None:
         if now < self._next_disk_look:
@@ -291,6 +299,13 @@ class Dispatch:
         page = self._page_threads.spawn(reader.page, **query)
         page.rawlink(lambda _: self._readers.put(reader))  # not when we stop waiting: the thread may still be at it
         return page.get()
+
+    def _in_backup_thread(self, work: Callable[[], bytes]) -> bytes:
+        result = self._backup_threads.spawn(work)
+        result.wait(PAGE_DEADLINE_S)
+        if not result.ready():
+            raise BusyError("the disk is slow", retry_after_s=1.0)
+        return result.get()
 
     def wait_for_commit(self, within_s: float) -> None:
         """Return when everything decided so far is on disk. Switches; raises DrainingError if the broker ends first."""

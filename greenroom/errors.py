@@ -100,9 +100,10 @@ class DrainingError(GreenroomError):
 
 
 class UnknownOutcomeError(GreenroomError):
-    """Raised when a commit failed, or the reply was lost: the request may or may not be on disk."""
+    """Raised when a commit failed, or the reply was lost: the request may or may not be on disk. The broker ends then."""
 
     code = "UNKNOWN"
+    fatal = True
 
 
 class LeaseLostError(GreenroomError):

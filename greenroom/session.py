@@ -14,7 +14,7 @@ import gevent
 from greenroom import __version__
 from greenroom.dispatch import Dispatch
 from greenroom.errors import (
-    BusyError, DeadlineError, DeniedError, GreenroomError, InternalError, InvalidError, ProtocolError, UnknownOutcomeError)
+    BusyError, DeadlineError, DeniedError, GreenroomError, InternalError, InvalidError, ProtocolError)
 from greenroom.protocol import (
     DEFAULT_LIMITS, HELLO_FRAME_BYTES, MAX_REQUEST_VALUES, WORKER_VERBS, FrameEncoder, FrameReader, Request, choose_version, error_fields,
     parse_request)
@@ -72,7 +72,7 @@ class Connection:
         """Queue the reply to a request; `flush` sends it."""
         if isinstance(answer, GreenroomError):
             self.stream.send(_encode({"id": request_id, "error": error_fields(answer)}))
-            if answer.fatal or isinstance(answer, UnknownOutcomeError):
+            if answer.fatal:
                 self.is_open = False
         else:
             self.stream.send(_encode({"id": request_id, **answer}))
@@ -111,6 +111,7 @@ class Connection:
             if self.session is not None:
                 self._dispatch.engine.close_session(self.session, self._dispatch.now(), said_bye=self._said_bye)
                 self._dispatch.waits.drop_peer(self)
+                self._dispatch.backups.left(self, self._dispatch.now(), said_bye=self._said_bye)
                 self._dispatch.after_call()
         self.stream.finish(FAREWELL_S)
 

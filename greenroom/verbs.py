@@ -16,7 +16,7 @@ from greenroom.batches import Budget, Peer
 from greenroom.dispatch import Dispatch
 from greenroom.engine import Engine
 from greenroom.errors import (
-    BusyError, FullError, GreenroomError, InternalError, KeyConflictError, StoreFullError, TooLargeError)
+    BusyError, DrainingError, FullError, GreenroomError, InternalError, KeyConflictError, StoreFullError, TooLargeError)
 from greenroom.job import FINISHED_STATES, STATE_BY_LABEL, Job, NewJob, State, parse_new_job
 from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_value, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
@@ -348,6 +348,20 @@ def _stats(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     dispatch.batches.hold(caller, request.id, shown)
 
 
+def _backup(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+    fields, now = request.fields, dispatch.now()
+    answer: dict[str, object] = {}
+    if fields["step"] == "begin":
+        if dispatch.engine.draining:
+            raise DrainingError("the broker is stopping", retry_after_s=1.0)
+        answer = dispatch.backups.begin(fields["backup"], caller, now)
+    elif fields["step"] == "read":
+        answer = dispatch.backups.read(fields["backup"], fields["offset"], fields["size"], caller, now)
+    else:
+        dispatch.backups.end(fields["backup"])
+    caller.answer(request.id, answer)  # it tells of nothing but what a COMMIT has written
+
+
 def _ping(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     caller.answer(request.id, {"now": dispatch.now()})
 
@@ -356,5 +370,5 @@ def _ping(dispatch: Dispatch, caller: Caller, request: Request) -> None:
 HANDLERS: dict[str, Callable[[Dispatch, Caller, Request], None]] = {
     "submit": _submit, "cancel": _cancel, "get": _get, "wait": _wait, "reserve": _reserve, "settle": _settle,
     "heartbeat": _heartbeat, "extend": _extend, "jobs": _jobs, "queues": _queues, "workers": _workers, "stats": _stats,
-    "ping": _ping,
+    "backup": _backup, "ping": _ping,
 }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
+import socket
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from greenroom.protocol import FrameReader, encode_frame
-from tests.processes import BrokerProcess, RawPeer, until
+from greenroom.protocol import DEFAULT_LIMITS, FrameReader, encode_frame
+from tests.processes import ROOT, BrokerProcess, RawPeer, until
 
 INSTANCE = b"i" * 16
 
@@ -22,6 +24,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory, certificates: object) -> It
     broker.start()
     yield broker
     broker.end()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow_peers(shared: BrokerProcess) -> tuple[RawPeer, RawPeer]:
+    """One that never says hello and one that leaves a frame half sent: made first, so that their deadlines pass during other tests."""
+    silent, halting = RawPeer(shared, say_hello=False), shared.connect()
+    halting.sock.sendall(encode_frame({"verb": "ping", "id": 1})[:6])
+    return silent, halting
 
 
 @pytest.fixture
@@ -358,6 +368,287 @@ def test_a_result_of_a_thousand_is_found_in_time_also_from_the_store(make_broker
     assert len(broker.connect().call("wait", jobs=jobs, wait=30)["jobs"]) == 1000
 
 
+def shape(value: object) -> object:
+    """Return what keys a message has, down to the maps in its lists (of which the first speaks for all)."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], (dict, list)):
+        return [shape(value[0])]
+    return None
+
+
+def test_answers_have_the_fields_that_the_vectors_show(make_broker: object) -> None:
+    vectors = runpy.run_path(str(ROOT / "tests" / "vectors" / "make_vectors.py"))["MESSAGES"]
+    broker = make_broker()
+    producer, worker = broker.connect(), broker.connect(role="worker", tasks=["t"])
+    ended, job = submit(producer, "q", 2)
+    [first] = take(worker, "q")
+    worker.call("settle", leases=[[ended, first[1], "ack", b"\x01"]])
+    reserved = worker.call("reserve", n=1, tasks=["t"], wait=5)
+    lease = reserved["jobs"][0][:2]
+    producer.call("cancel", jobs=[job])
+    answers = {
+        "hello": broker.connect(instance=INSTANCE, leases=[[1, 1]]).greeting | {"leases": ["OK"]}, "reserve": reserved,
+        "get": producer.call("get", jobs=[ended]), "heartbeat": worker.call("heartbeat", leases=[lease]), "ping": producer.call("ping"),
+        "extend": worker.call("extend", **{"leases": [lease], "for": 1}), "queues": producer.call("queues"),
+        "workers": producer.call("workers"), "stats": producer.call("stats"), "bye": worker.call("bye")}
+
+    for verb, answer in answers.items():
+        assert shape(answer) == shape(vectors[f"{verb}_reply"][1]), verb
+    assert shape(producer.call("jobs", limit=1)) | {"jobs": None} == shape(vectors["jobs_reply"][1])
+    assert shape(producer.call("submit", jobs=[{"task": "t"}])) == shape(vectors["submit_reply"][1])
+
+
+@pytest.mark.parametrize(("verb", "fields", "field"), [
+    ("cancel", {"jobs": [0]}, "jobs"), ("cancel", {"jobs": [2**53]}, "jobs"), ("get", {"jobs": [1], "payload": 1}, "payload"),
+    ("wait", {"jobs": [1], "wait": True}, "wait"), ("wait", {"jobs": [1], "wait": float("nan")}, "wait"),
+    ("wait", {"jobs": [1], "wait": -1}, "wait"), ("reserve", {}, "n"), ("reserve", {"n": 1001}, "n"), ("reserve", {"n": -1}, "n"),
+    ("reserve", {"n": 1, "tasks": ["a b"]}, "tasks"), ("reserve", {"n": 1, "queues": "q"}, "queues"),
+    ("reserve", {"n": 1, "wait": 60.5}, "wait"), ("settle", {"leases": []}, "leases"), ("heartbeat", {"leases": [[1]]}, "leases"),
+    ("heartbeat", {"leases": [[0, 1]]}, "leases"), ("extend", {"leases": [[1, 1]]}, "for"), ("extend", {"leases": [], "for": 1}, "leases"),
+    ("extend", {"leases": [[1, 1]], "for": 0.5}, "for"), ("extend", {"leases": [[1, 1]], "for": 86401}, "for"),
+    ("jobs", {"limit": 0}, "limit"), ("jobs", {"before": 0}, "before"), ("jobs", {"worker": ""}, "worker"),
+])
+def test_the_bad_field_is_named(worker: RawPeer, verb: str, fields: dict, field: str) -> None:
+    error = worker.call(verb, **fields)["error"]
+
+    assert (error["code"], error["field"]) == ("INVALID", field) and error["message"].startswith(field)
+
+
+@pytest.mark.parametrize(("item", "field"), [
+    ({}, "task"), ({"task": "t", "payload": "text"}, "payload"), ({"task": "t", "encoding": "json"}, "encoding"),
+    ({"task": "t", "queue": ""}, "queue"), ({"task": "t", "priority": 11}, "priority"), ({"task": "t", "priority": 5.0}, "priority"),
+    ({"task": "t", "priority": True}, "priority"), ({"task": "t", "delay": -1}, "delay"), ({"task": "t", "delay": 31622401}, "delay"),
+    ({"task": "t", "run_at": -1}, "run_at"), (["t"], "jobs"),
+])
+def test_the_bad_field_of_a_job_is_named_in_its_outcome(producer: RawPeer, item: object, field: str) -> None:
+    [outcome] = producer.call("submit", jobs=[item])["jobs"]
+
+    assert (outcome["code"], outcome["field"]) == ("INVALID", field)
+
+
+@pytest.mark.parametrize(("verb", "fields", "code"), [
+    ("nonsense", {}, "UNKNOWN_VERB"), ("hello", {"role": "client"}, "INVALID"), ("hello", {"version": 1, "role": "boss"}, "INVALID"),
+    ("hello", {"version": 1, "role": "worker", "instance": bytes(16)}, "INVALID"), ("submit", {"jobs": [{"task": "t"}]}, "PROTOCOL_ERROR"),
+])
+def test_any_error_before_the_greeting_ends_the_connection(shared: BrokerProcess, verb: str, fields: dict, code: str) -> None:
+    peer = RawPeer(shared, say_hello=False)
+
+    assert peer.call(verb, **fields)["error"]["code"] == code and peer.closes()
+
+
+def test_a_field_that_is_nil_or_unknown_changes_nothing(producer: RawPeer, queue: str) -> None:
+    [job] = producer.call("submit", jobs=[{"task": "t", "queue": queue, "priority": None, "later": [1]}], submission=None, more={"a": 1})["jobs"]
+
+    assert state(producer, job)["priority"] == 5
+
+
+def test_a_frame_may_be_cut_anywhere(producer: RawPeer) -> None:
+    frames = encode_frame({"verb": "ping", "id": 1}) + encode_frame({"verb": "ping", "id": 2})
+    for cut in range(1, len(frames)):
+        producer.sock.sendall(frames[:cut])
+        producer.sock.sendall(frames[cut:])
+
+        assert "now" in producer.reply(2) and "now" in producer.reply(1)
+
+
+def test_a_later_request_may_be_answered_first(producer: RawPeer, worker: RawPeer, queue: str) -> None:
+    [job] = submit(producer, queue)
+    waiting = producer.send("wait", jobs=[job], wait=30)
+
+    assert "now" in producer.call("ping") and not producer.messages
+
+    [[_, fence, *_]] = take(worker, queue)
+    worker.call("settle", leases=[[job, fence, "ack"]])
+    assert producer.reply(waiting)["jobs"][0]["result"] is None
+
+
+def test_a_wait_is_empty_at_its_end_and_may_name_a_job_twice(producer: RawPeer, queue: str) -> None:
+    [job] = submit(producer, queue)
+
+    assert producer.call("wait", jobs=[job, job], wait=0)["jobs"] == []
+    began = time.monotonic()
+    assert producer.call("wait", jobs=[job, job], wait=0.3)["jobs"] == []
+    assert time.monotonic() - began >= 0.3
+    waiting = producer.send("wait", jobs=[job, job], wait=30)
+    producer.call("cancel", jobs=[job])
+    assert [view["state"] for view in producer.reply(waiting)["jobs"]] == ["cancelled"]
+
+
+def test_more_waits_than_told_are_full_and_the_others_go_on(shared: BrokerProcess, queue: str) -> None:
+    peer = shared.connect()
+    [job] = submit(peer, queue)
+    open_waits = [peer.send("wait", jobs=[job], wait=30) for _ in range(DEFAULT_LIMITS.waits)]
+
+    error = peer.call("wait", jobs=[job], wait=30)["error"]
+
+    assert error["code"] == "FULL" and error["retry_after_s"] > 0
+    peer.call("cancel", jobs=[job])
+    assert all(peer.reply(number)["jobs"][0]["id"] == job for number in open_waits)
+
+
+def test_too_many_look_ups_are_busy_and_the_connection_lives(shared: BrokerProcess) -> None:
+    peer = shared.connect()
+    frames = [encode_frame({"verb": "get", "id": number, "jobs": list(range(number * 10**9, number * 10**9 + 1000))})
+              for number in range(101, 131)]
+    peer.sock.sendall(b"".join(frames))
+
+    answers = [peer.reply(number) for number in range(101, 131)]
+
+    refused = [answer["error"] for answer in answers if "error" in answer]
+    assert refused and all(error["code"] == "BUSY" and error["retry_after_s"] > 0 for error in refused)
+    assert "now" in peer.call("ping")
+
+
+def test_an_id_from_a_block_that_was_handed_out_is_gone(producer: RawPeer, queue: str) -> None:
+    [job] = submit(producer, queue)
+
+    [view] = producer.call("get", jobs=[job + 1])["jobs"]
+
+    assert (view["id"], view["error"]["code"]) == (job + 1, "GONE")
+    assert producer.call("cancel", jobs=[job + 1])["outcomes"][0]["code"] == "GONE"
+
+
+def test_a_settle_answers_each_item_by_itself(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    jobs = submit(producer, queue, 3)
+    (first, one, *_), (second, two, *_), (third, three, *_) = take(worker, queue, 3)
+
+    outcomes = worker.call("settle", leases=[
+        [first, one, "ack", bytes(DEFAULT_LIMITS.result + 1)], [second, two, "ack", None, None], [third, three, "ack"], [third, three],
+        "no lease", [2**52, 1, "ack"], [first, one, "fail"]])["outcomes"]
+
+    assert [outcome if isinstance(outcome, str) else outcome["code"] for outcome in outcomes] == [
+        "TOO_LARGE", "INVALID", "OK", "INVALID", "INVALID", "NOT_FOUND", "OK"]
+    assert [state(producer, job)["state"] for job in jobs] == ["failed", "running", "completed"]
+    assert state(producer, first)["error"] == {"name": "", "message": "", "traceback": ""}
+
+
+def test_a_lease_that_is_not_held_can_be_neither_extended_nor_kept(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    [job] = submit(producer, queue)
+    [[_, fence, *_]] = take(worker, queue)
+
+    kept, wrong, never = worker.call("extend", **{"leases": [[job, fence], [job, fence + 1], [2**52, 1]], "for": 60})["outcomes"]
+
+    assert (kept, wrong["code"], never["code"]) == ("OK", "LEASE_LOST", "LEASE_LOST")
+    assert worker.call("heartbeat", leases=[[job, fence], [job, fence + 1]])["lost"] == [[job, fence + 1]]
+
+
+def test_a_lease_ends_at_its_own_deadline_whatever_heartbeats_say(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    [job] = submit(producer, queue)
+    lease = take(worker, queue)[0][:2]
+    worker.call("extend", **{"leases": [lease], "for": 1})
+
+    until(lambda: worker.call("heartbeat", leases=[lease]) and state(producer, job)["state"] == "queued", "its deadline passed", 10)
+
+    assert state(producer, job)["crashes"] == 1
+
+
+def test_the_fifth_crash_fails_a_job(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    [job] = submit(producer, queue)
+    for _ in range(5):
+        [[_, fence, *_]] = take(worker, queue)
+        worker.call("settle", leases=[[job, fence, "crash"]])
+
+    view = state(producer, job)
+    assert (view["state"], view["crashes"], view["error"]["name"]) == ("failed", 5, "CrashLoop")
+
+
+def test_an_empty_list_of_queues_or_tasks_means_none(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    submit(producer, queue)
+
+    assert worker.call("reserve", n=1, queues=[])["jobs"] == [] and worker.call("reserve", n=1, queues=[queue], tasks=[])["jobs"] == []
+    assert len(take(worker, queue, wait=0)) == 1
+
+
+def test_a_reserve_waits_as_long_as_it_says_and_gives_what_is_there(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    began = time.monotonic()
+    assert take(worker, queue, wait=0.3) == [] and time.monotonic() - began >= 0.3
+    jobs = submit(producer, queue, 3)
+
+    assert [delivery[0] for delivery in take(worker, queue, 1000)] == jobs
+
+
+def test_a_reserve_gives_better_priorities_first_and_no_more_bytes_than_told(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    late, early = submit(producer, queue, priority=10), submit(producer, queue, priority=1)
+    large = submit(producer, queue, 2, payload=bytes(DEFAULT_LIMITS.reserve), priority=1)
+
+    assert [[delivery[0] for delivery in take(worker, queue, 10)] for _ in range(3)] == [early, large[:1], [large[1]]]
+    assert take(worker, queue, 10)[0][0] == late[0]
+
+
+def test_the_same_instance_on_a_second_connection_ends_the_first(shared: BrokerProcess, producer: RawPeer, queue: str) -> None:
+    instance = os.urandom(16)
+    first = shared.connect(role="worker", instance=instance)
+    [job] = submit(producer, queue)
+    lease = take(first, queue)[0][:2]
+
+    second = shared.connect(role="worker", instance=instance, leases=[lease])
+
+    assert second.greeting["leases"] == ["OK"] and first.closes() and not first.messages
+    assert second.call("settle", leases=[[*lease, "ack"]])["outcomes"] == ["OK"] and state(producer, job)["attempt"] == 1
+
+
+def test_another_instance_cannot_take_a_lease_over(shared: BrokerProcess, producer: RawPeer, queue: str) -> None:
+    holder = shared.connect(role="worker", instance=os.urandom(16))
+    [job] = submit(producer, queue)
+    lease = take(holder, queue)[0][:2]
+
+    thief = shared.connect(role="worker", instance=os.urandom(16), leases=[lease])
+
+    assert thief.greeting["leases"][0]["code"] == "LEASE_LOST"
+    assert holder.call("settle", leases=[[*lease, "ack"]])["outcomes"] == ["OK"] and state(producer, job)["worker"] != thief.greeting["name"]
+
+
+def test_a_worker_without_an_instance_can_still_settle_after_a_restart(make_broker: object) -> None:
+    broker = make_broker()
+    submit(broker.connect(), "q")
+    lease = take(broker.connect(role="worker"), "q")[0][:2]
+
+    broker.restart()
+
+    assert broker.connect(role="worker").call("settle", leases=[[*lease, "ack"]])["outcomes"] == ["OK"]
+
+
+def test_a_late_nack_is_repeated_and_what_was_given_back_cannot_be_acked(worker: RawPeer, producer: RawPeer, queue: str) -> None:
+    [job] = submit(producer, queue)
+    [[_, fence, *_]] = take(worker, queue)
+    assert worker.call("settle", leases=[[job, fence, "nack"]])["outcomes"] == ["OK"]
+
+    again, late = worker.call("settle", leases=[[job, fence, "nack"], [job, fence, "ack"]])["outcomes"]
+
+    assert again == "REPEATED" and late["code"] == "LEASE_LOST" and state(producer, job)["requeues"] == 1
+
+
+def test_requests_before_a_bye_are_done_though_their_replies_may_not_come(make_broker: object) -> None:
+    broker = make_broker()
+    peer = broker.connect()
+    frames = [encode_frame({"verb": "submit", "id": number, "jobs": [{"task": "t"}]}) for number in (101, 102)]
+    peer.sock.sendall(b"".join([*frames, encode_frame({"verb": "bye", "id": 103})]))
+
+    assert peer.reply(103) == {"id": 103} and peer.closes()
+
+    until(lambda: broker.stats()["queued"] == 2, "both are stored")
+
+
+def test_who_ends_its_side_gets_no_more_replies(shared: BrokerProcess) -> None:
+    peer = shared.connect()
+    peer.send("wait", jobs=submit(peer, "half"), wait=30)
+
+    socket.socket.shutdown(peer.sock, socket.SHUT_WR)
+
+    assert peer.closes() and not peer.messages
+
+
+def test_a_draining_broker_answers_open_reserves_with_nothing(make_broker: object) -> None:
+    broker = make_broker()
+    worker = broker.connect(role="worker")
+    parked = worker.send("reserve", n=1, wait=60)
+
+    broker.signal(signal.SIGTERM)
+
+    assert worker.reply(parked)["jobs"] == [] and worker.notice() == {"notice": "drain", "reason": "broker"} and worker.closes()
+
+
 @pytest.mark.parametrize("verb", ["get", "wait", "jobs"])
 def test_an_answer_full_of_long_errors_keeps_to_the_frame_limit(make_broker: object, verb: str) -> None:
     broker = make_broker()
@@ -371,3 +662,9 @@ def test_an_answer_full_of_long_errors_keeps_to_the_frame_limit(make_broker: obj
     assert 1 <= len([view for view in answer["jobs"] if "state" in view]) < 300
     assert len(encode_frame(answer)) - 4 <= producer.greeting["limits"]["frame"]
     assert verb != "jobs" or answer["next"] == answer["jobs"][-1]["id"]
+
+
+def test_who_says_no_hello_or_half_a_frame_is_told_and_closed(slow_peers: tuple[RawPeer, RawPeer]) -> None:
+    for peer in slow_peers:
+        error = peer.reply(0)["error"]
+        assert error["code"] == "DEADLINE" and error["message"] and peer.closes()

@@ -221,6 +221,7 @@ GOOD = {
     "extend": {"leases": [[1, 1, "more"]], "for": 86400},
     "jobs": {"state": "queued", "queue": "q", "task": "t", "worker": "w", "before": 1, "limit": 1000, "payload": False},
     "queues": {}, "workers": {}, "stats": {}, "ping": {}, "bye": {},
+    "backup": {"step": "read", "backup": bytes(16), "offset": 2**53 - 1, "size": 2**20},
 }
 
 BAD = {
@@ -233,6 +234,8 @@ BAD = {
     "for": [0.9, 86401, None, math.nan, "60"], "state": ["waiting", 2, b"queued"], "queue": ["", 5],
     "task": ["ä"], "worker": [[]],
     "before": [0, 2**53 + 1, "1"], "limit": [0, 1001, True],
+    "step": ["start", None, 1, ["read"]], "backup": [None, b"", bytes(17), "../../../../etc/"],
+    "offset": [-1, 2**53, 0.0, True, "0"], "size": [0, 2**20 + 1, True, "1"],
 }
 
 

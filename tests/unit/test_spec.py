@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from greenroom import session, stream
+from greenroom import backups, session, stream
 from greenroom.errors import WIRE_ERRORS
 from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL
 from greenroom.leases import MAX_CRASHES, Timing
 from greenroom.listener import HANDSHAKE_DEADLINE_S
-from greenroom.protocol import (DEFAULT_LIMITS, DEFAULT_PORT, HELLO_FRAME_BYTES, MAX_ANSWER_VALUES, MAX_MAP_ENTRIES,
-                                MAX_REQUEST_VALUES, VERBS)
+from greenroom.protocol import (DEFAULT_LIMITS, DEFAULT_PORT, ERROR_LIMITS, HELLO_FRAME_BYTES, MAX_ANSWER_VALUES, MAX_MAP_ENTRIES,
+                                BACKUP_PIECE_BYTES, MAX_REQUEST_VALUES, VERBS, WORKER_VERBS)
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol_v1.md").read_text()
 
@@ -41,7 +41,7 @@ def test_the_greeting_and_the_verbs_with_tables_have_the_fields_of_the_code() ->
     assert set(first_column(reserve)) == fields_of("reserve")
 
 
-@pytest.mark.parametrize("verb", ["cancel", "get", "wait", "settle", "heartbeat", "extend"])
+@pytest.mark.parametrize("verb", ["cancel", "get", "wait", "settle", "heartbeat", "extend", "backup"])
 def test_the_verbs_described_in_a_sentence_name_all_their_fields(verb: str) -> None:
     sentence = part(f"### {verb}\n", "Reply")
 
@@ -90,6 +90,8 @@ def test_limits_numbers_and_deadlines_are_those_of_the_code() -> None:
     assert f"last | {session.FRAME_DEADLINE_S:g} |" in deadlines and f"`idle_s` ({session.IDLE_S:g})" in deadlines
     assert f"sends | {stream.WRITE_DEADLINE_S:g} |" in deadlines
     assert f"At most {stream.MAX_UNSENT_BYTES // 2**20} MiB wait" in deadlines
+    assert f"asks about a backup | {backups.IDLE_S:g} |" in deadlines and f"without `bye` | {backups.RESUME_S:g} |" in deadlines
+    assert f"`size` (int 1 … {BACKUP_PIECE_BYTES}, default {BACKUP_PIECE_BYTES})" in part("### backup", "## 10.")
 
 
 def test_the_states_are_those_of_the_code_and_the_picture_shows_their_moves() -> None:
@@ -98,3 +100,36 @@ def test_the_states_are_those_of_the_code_and_the_picture_shows_their_moves() ->
 
     assert [word.strip() for word in listed] == list(STATE_BY_LABEL)
     assert all(state.label in picture for state in MOVES)
+
+
+def test_who_may_use_a_verb_is_told() -> None:
+    role = next(line for line in TEXT.splitlines() if line.startswith("| `role` | word |"))
+
+    assert {name for name in re.findall(r"`(\w+)`", role) if name in VERBS} == set(WORKER_VERBS)
+
+
+def test_the_ranges_in_the_tables_are_those_of_the_code() -> None:
+    def bounds(verb: str, name: str) -> tuple[float, float]:
+        found = re.search(rf"\| `{name}` \| (?:int|seconds) ([\d,]+) … ([\d,]+)", part(f"### {verb}", "\n### "))
+        return tuple(float(number.replace(",", "")) for number in found.groups())
+
+    for verb, name in (("reserve", "n"), ("reserve", "wait")):
+        check = next(field for field in VERBS[verb] if field.name == name).check
+        low, high = (int(bound) for bound in bounds(verb, name))
+        assert check(low) == low and check(high) == high
+        for outside in (low - 1, high + 1):
+            with pytest.raises(ValueError, match=f"from {low} to {high}"):
+                check(outside)
+    for name in ("priority", "delay"):
+        low, high = (int(bound) for bound in bounds("submit", name))
+        check = OPTIONS[name].check
+        assert check(low) == low and check(high) == high
+        for outside in (low - 1, high + 1):
+            with pytest.raises(ValueError):
+                check(outside)
+
+
+def test_the_lengths_of_an_error_are_those_of_the_code() -> None:
+    sentence = part('"fail", error]`', "longer ones are cut").replace("\n", " ")
+
+    assert {name: int(size) for name, size in re.findall(r"`(\w+)`\s+\(≤ (\d+)\)", sentence)} == ERROR_LIMITS

@@ -6,6 +6,7 @@ makes. Encodes by hand, so that it does not agree with protocol.py by constructi
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from pathlib import Path
 
@@ -26,6 +27,8 @@ WORKER = {"name": "w1", "session": 2, "status": "busy", "jobs": [{"id": 7, "fenc
           "started_at": 1795560406.0}], "running": 1, "free": 3, "tasks": ["reverse_string"], "queues": None,
           "connected_at": 1795560400.0, "last_seen_at": 1795560406.0, "done": 0, "failed": 0, "lost": 0,
           "address": "127.0.0.1:40000", "software": "greenroom-python/0.1.0"}
+BACKUP = bytes.fromhex("5ea7c0de" * 4)
+BACKUP_FILE = b"SQLite format 3\0"
 COUNTS = {"scheduled": 0, "queued": 1, "running": 1, "completed": 5, "failed": 0, "cancelled": 0}
 
 #: Name -> (heading, message). `C` is sent by the peer, `S` by the broker.
@@ -74,10 +77,17 @@ MESSAGES: dict[str, tuple[str, dict]] = {
                     "hub": {"lag_ms": 0.5, "max_lag_ms": 4.0}, "requeued_by": {}}),
     "ping": ("C:", {"verb": "ping", "id": 14}),
     "ping_reply": ("S:", {"id": 14, "now": 1795560407.5}),
+    "backup": ("C: a backup, please", {"verb": "backup", "id": 16, "step": "begin", "backup": BACKUP}),
+    "backup_reply": ("S: it is being made", {"id": 16, "ready": False, "made": 1048576, "total": 8388608, "sha256": None}),
+    "backup_read": ("C: its first bytes", {"verb": "backup", "id": 17, "step": "read", "backup": BACKUP, "offset": 0, "size": 16}),
+    "backup_read_reply": ("S: a file of 16 bytes, to be short", {"id": 17, "ready": True, "made": 16, "total": 16,
+                          "sha256": hashlib.sha256(BACKUP_FILE).digest(), "data": BACKUP_FILE}),
+    "backup_end": ("C: it may go", {"verb": "backup", "id": 18, "step": "end", "backup": BACKUP}),
     "bye": ("C:", {"verb": "bye", "id": 15}),
     "bye_reply": ("S: and the connection ends", {"id": 15}),
     "notice_cancel": ("S: unasked", {"notice": "cancel", "leases": [[7, 12]]}),
-    "notice_drain": ("S: unasked", {"notice": "drain", "reason": "broker"}),
+    "notice_drain": ("S: unasked, the broker is going away", {"notice": "drain", "reason": "broker"}),
+    "notice_drain_worker": ("S: unasked, this worker shall end", {"notice": "drain", "reason": "worker"}),
     "error": ("S: a request that is refused as a whole", {"id": 2, "error": {"code": "BUSY", "message":
               "too much waits to be written", "retry_after_s": 0.1}}),
     "error_fatal": ("S: the last frame before the broker closes", {"id": 0, "error": {"code": "PROTOCOL_ERROR", "message":
