@@ -9,11 +9,9 @@ writes. Two threads use it, never at once: statements run on the caller's, commi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -24,27 +22,12 @@ from greenroom.errors import StoreError
 from greenroom.job import NUMBER_LIMIT, SMALL_BYTES, Job, State
 from greenroom.records import Lost, Restored, StoredLease, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
+from greenroom.stores.sqlite_opening import (
+    BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, OLDEST_SQLITE, check_content, check_header, lock, make_folder, migrate, sentence, set_pragmas,
+    skip_numbers, sync_folder)
 from greenroom.stores.sqlite_reader import (
     JOB_COLUMNS, JOB_COLUMNS_WHOLE_PAYLOAD, JOBS_AND_LANES, Query, SqliteReader, job_from_row, jobs_by_id, lane_counts,
     next_number, payloads_by_id)
-
-DATABASE = "greenroom.db"
-LOCK = "greenroom.lock"
-
-#: "GRNR": bytes 68 to 71 of the file say whose it is.
-APPLICATION_ID = 0x47524E52
-#: "GRNB": the file is a backup that no store was opened on yet (sqlite_backup.py).
-BACKUP_ID = 0x47524E42
-
-#: A store that is opened on a backup hands out no number of which it can't know whether it was handed out after the backup: it
-#: goes on so much higher. That is 115 days at 100,000 jobs a second, and allows 9,000 restores.
-RESTORED_SKIP = 10**12
-
-#: File n brings the schema to version n, which is the file's user_version.
-MIGRATIONS = ("sqlite_001_first.sql",)
-
-#: SQLite up to 3.51.2 may corrupt a WAL that several connections use (sqlite.org/wal.html, "The WAL-reset bug").
-OLDEST_SQLITE = (3, 51, 3)
 
 #: Writer's settings, each read back. 64 MiB of pages; a checkpoint each 16 MiB of log; the log's file is cut to 64 MiB.
 PRAGMAS: dict[str, object] = {
@@ -54,12 +37,6 @@ PRAGMAS: dict[str, object] = {
 
 #: 8 MiB of pages for each reader.
 READER_PRAGMAS: dict[str, object] = {"query_only": 1, "cache_size": -8192}
-
-#: How long somebody else's lock (a person's sqlite3 shell) may hold up a statement, and with it the whole broker.
-BUSY_TIMEOUT_MS = 250
-
-#: The check at open stops after so long; see _check_content.
-CHECK_S = 0.5
 
 #: prune() looks at so many rows for each that it may delete, stops after deleting so many bytes of payloads and results
 #: (each 4 kB are a page to visit), and rests after a sweep so long that sweeping takes about 2 % of a core.
@@ -98,19 +75,6 @@ _DUE = """SELECT id, finished_at, payload_bytes, result_bytes FROM jobs NOT INDE
     WHERE id > ? AND id <= ? AND finished_at <= ? ORDER BY id LIMIT ?"""
 
 Function = TypeVar("Function", bound=Callable)
-
-
-def sentence(exc: apsw.Error | OSError) -> str:
-    """Say what went wrong, for people."""
-    if isinstance(exc, apsw.FullError):
-        return "the disk is full"
-    if isinstance(exc, (apsw.CorruptError, apsw.NotADBError)):
-        return f"the database is damaged ({exc})"
-    if isinstance(exc, (apsw.BusyError, apsw.LockedError)):
-        return "another program holds a lock on the database"
-    if isinstance(exc, apsw.IOError):
-        return f"the disk does not work ({exc})"
-    return str(exc)
 
 
 def _guarded(method: Function) -> Function:
@@ -157,10 +121,10 @@ class SqliteStore:
         """Open or create the store, check it, and return what a restart needs; StoreError leaves all as it was."""
         if tuple(map(int, apsw.sqlite_lib_version().split("."))) < OLDEST_SQLITE:
             raise StoreError(f"SQLite {apsw.sqlite_lib_version()} is too old: install apsw 3.51.3 or newer")
-        _make_folder(self._folder)
-        self._lock_file = _lock(self._folder)
+        make_folder(self._folder)
+        self._lock_file = lock(self._folder)
         try:
-            _check_header(self._path)
+            check_header(self._path)
             self._db = self._connect()
             return self._restore()
         except (apsw.Error, OSError) as exc:
@@ -248,7 +212,7 @@ class SqliteStore:
         try:
             db = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READONLY, vfs=self._vfs)
             db.set_busy_timeout(BUSY_TIMEOUT_MS)
-            _set_pragmas(db, READER_PRAGMAS)
+            set_pragmas(db, READER_PRAGMAS)
         except apsw.Error as exc:
             raise StoreError(f"store {self._folder}: {sentence(exc)}") from exc
         return SqliteReader(self._query_on(db), functools.partial(_close_quietly, db))
@@ -264,17 +228,17 @@ class SqliteStore:
         is_new = not self._path.exists()
         if is_new:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite gives its own files the same
-            _sync_folder(self._folder.parent)
+            sync_folder(self._folder)
         db = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=self._vfs)
         try:
             # Only close() copies the log into the file: not a refusal, and not after the disk failed.
             db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             db.set_busy_timeout(BUSY_TIMEOUT_MS)
-            _check_content(db, self._path)
+            check_content(db, self._path)
             if db.pragma("application_id") == BACKUP_ID:
-                _skip_numbers(db, self._path)
-            _migrate(db)
-            _set_pragmas(db, PRAGMAS)
+                skip_numbers(db, self._path)
+            migrate(db)
+            set_pragmas(db, PRAGMAS)
         except BaseException:
             db.close()
             raise
@@ -475,139 +439,3 @@ def _close_quietly(db: apsw.Connection) -> None:
     """Close a connection; on a disk that fails that may fail too, and what went wrong before says more."""
     with contextlib.suppress(apsw.Error):
         db.close()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        if not folder.exists():
-            folder.mkdir(mode=0o700, parents=True)
-            _sync_folder(folder.parent)
-    except OSError as exc:
-        raise StoreError(f"data directory {folder} cannot be made: {exc.strerror}") from exc
-    if not folder.is_dir():
-        raise StoreError(f"data directory {folder} is a file, not a directory")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise StoreError(f"data directory {folder} is not writable")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make new names in a directory survive a power loss."""
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _lock(folder: Path) -> int:
-    """Take the lock that is held as long as the store is open; return its file descriptor.
-
-    The file stays when the lock goes: removing it would let two processes lock two files of the same name.
-    """
-    try:
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise StoreError(f"data directory {folder} is not writable: {exc.strerror}") from exc
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError:
-        pid = os.pread(handle, 20, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(handle)
-        raise StoreError(f"data directory {folder} is in use by pid {pid}") from None
-    except OSError as exc:
-        os.close(handle)
-        raise StoreError(f"data directory {folder} cannot be locked: {exc.strerror}") from exc
-    return handle
-
-
-def _check_header(path: Path) -> None:
-    """Refuse a file that is not ours by its first 100 bytes (sqlite.org/fileformat.html section 1.3), before SQLite sees it.
-
-    No connection of this process may be open to it: closing a file drops the process's locks on it.
-    """
-    try:
-        with open(path, "rb") as file:
-            header = file.read(100)
-    except FileNotFoundError:
-        return
-    if not header:
-        return
-    if len(header) < 100 or header[:16] != b"SQLite format 3\0":
-        raise StoreError(f"{path} is not a database; nothing was changed")
-    owner = int.from_bytes(header[68:72], "big")
-    if owner not in (APPLICATION_ID, BACKUP_ID):
-        raise StoreError(f"{path} is not a database of Greenroom's; nothing was changed")
-    _check_version(int.from_bytes(header[60:64], "big"), path)
-    if owner == BACKUP_ID:
-        log = path.with_name(path.name + "-wal")
-        if log.exists() and log.stat().st_size:
-            raise StoreError(f"{path} is a backup, but {log.name} beside it belongs to the store that it replaces: move that away, "
-                             "and -shm with it; nothing was changed")
-
-
-def _check_version(version: int, path: Path) -> None:
-    if version > len(MIGRATIONS):
-        raise StoreError(f"{path} was written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}); "
-                         "nothing was changed")
-
-
-def _check_content(db: apsw.Connection, path: Path) -> None:
-    """Check what SQLite sees, which may differ from the file when a log was left behind, and the pages themselves.
-
-    The check of all pages ends after half a second, so that a store of gigabytes still opens at once. Damage beyond is met
-    when a row there is read: StoreError, never a wrong job. The schema's pages always come first.
-    """
-    _check_version(db.pragma("user_version"), path)
-    deadline = time.monotonic() + CHECK_S
-    db.set_progress_handler(lambda: time.monotonic() > deadline, 100)
-    try:
-        answer = db.execute("PRAGMA quick_check(1)").get
-    except apsw.InterruptError:
-        return
-    finally:
-        db.set_progress_handler(None)
-    if answer != "ok":
-        raise StoreError(f"{path} is damaged: {answer}; nothing was changed")
-
-
-def _migrate(db: apsw.Connection) -> None:
-    """Bring the schema to this version, each step in one transaction.
-
-    A new file gets its schema before it is turned to WAL: so the header that _check_header reads is right from the start.
-    """
-    db.pragma("synchronous", 2)
-    for version, name in enumerate(MIGRATIONS, start=1):
-        if version <= db.pragma("user_version"):
-            continue
-        script = (Path(__file__).parent / "migrations" / name).read_text(encoding="utf-8")
-        db.execute("BEGIN IMMEDIATE")
-        db.execute(script)
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {version}")
-        db.execute("COMMIT")
-
-
-def _skip_numbers(db: apsw.Connection, path: Path) -> None:
-    """Make a backup a store: from now on it hands out only numbers that nobody can have got after the backup was made.
-
-    Without a log, as _migrate does it: after a crash in between SQLite's journal makes the file a backup again.
-    """
-    db.pragma("journal_mode", "delete")
-    db.pragma("synchronous", 2)
-    db.execute("BEGIN IMMEDIATE")
-    highest = db.execute("SELECT max(value) FROM meta WHERE name IN ('next_job', 'next_fence')").get
-    if highest + RESTORED_SKIP >= NUMBER_LIMIT // 2:
-        raise StoreError(f"{path} was restored so often that its numbers run out")
-    db.execute("UPDATE meta SET value = value + ? WHERE name IN ('next_job', 'next_fence')", (RESTORED_SKIP,))
-    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.execute("COMMIT")
-
-
-def _set_pragmas(db: apsw.Connection, pragmas: dict[str, object]) -> None:
-    for name, value in pragmas.items():
-        db.pragma(name, value)
-        kept = db.pragma(name)
-        if kept != value:
-            raise StoreError(f"SQLite did not take {name} = {value}: it says {kept}")

@@ -17,7 +17,7 @@ from pathlib import Path
 import apsw
 
 from greenroom.errors import StoreError, StoreFullError
-from greenroom.stores.sqlite import BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, sentence
+from greenroom.stores.sqlite_opening import BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, sentence, sync_folder
 
 #: Pages of 4 KiB copied between two looks at `should_stop`: about a millisecond.
 STEP_PAGES = 256
@@ -59,7 +59,7 @@ def make_backup(source: Path, target: Path, should_stop: Callable[[], bool]) -> 
         finally:
             os.close(file)
         os.rename(part, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         return size
     except apsw.FullError as exc:
         raise StoreFullError(f"there is no room for the copy {target}") from exc
@@ -109,11 +109,3 @@ def _mark(file: int) -> None:
     """Say in the header (sqlite.org/fileformat.html, section 1.3) that this is a backup, and that no log belongs to it."""
     os.pwrite(file, b"\x01\x01", 18)
     os.pwrite(file, BACKUP_ID.to_bytes(4, "big"), 68)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,7 +18,8 @@ from gevent.threadpool import ThreadPool
 from greenroom.errors import StoreError, StoreFullError
 from greenroom.job import Job
 from greenroom.stores import sqlite_backup
-from greenroom.stores.sqlite import DATABASE, RESTORED_SKIP, SqliteStore
+from greenroom.stores.sqlite import SqliteStore
+from greenroom.stores.sqlite_opening import DATABASE, RESTORED_SKIP
 from greenroom.stores.sqlite_backup import make_backup
 from tests.stores.sync_vfs import SyncRecorder
 from tests.stores.test_sqlite import new_jobs
