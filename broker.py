@@ -146,6 +146,11 @@ class Broker:
             return "the broker is stopping"
         return "the disk is nearly full" if self.dispatch.store_full else None
 
+    def remarks(self) -> list[str]:
+        """Return what a person should look at although the broker takes jobs."""
+        damaged = len(self.engine.damaged)
+        return [f"jobs whose row on disk is damaged: {damaged} (docs/operations.md, Damage)"] if damaged else []
+
     def security(self) -> dict:
         """Return what `/api/security` shows: read from the live context, listener and certificate."""
         info, listener = self.certificate, self.listener
@@ -175,7 +180,7 @@ class Broker:
             self.dispatch.start()
             self.sessions.start(self.fail)
             self._bind(self.listener.start, self.settings.host, self.settings.port, "--port")
-            self.web = serve(make_app(self.call, self.security, self.live, self.ready), WEB_HOST, self.settings.web_port)
+            self.web = serve(make_app(self.call, self.security, self.live, self.ready, self.remarks), WEB_HOST, self.settings.web_port)
             self._bind(self.web.start, WEB_HOST, self.settings.web_port, "--web-port")
         except BaseException:
             self.listener.stop_listening()

@@ -14,6 +14,7 @@ import apsw
 
 from greenroom.errors import StoreError
 from greenroom.job import NUMBER_LIMIT
+from greenroom.stores.sums import record_sum
 
 DATABASE = "greenroom.db"
 LOCK = "greenroom.lock"
@@ -28,7 +29,7 @@ BACKUP_ID = 0x47524E42
 RESTORED_SKIP = 10**12
 
 #: File n brings the schema to version n, which is the file's user_version.
-MIGRATIONS = ("sqlite_001_first.sql",)
+MIGRATIONS = ("sqlite_001_first.sql", "sqlite_002_sums.sql")
 
 #: SQLite up to 3.51.2 may corrupt a WAL that several connections use (sqlite.org/wal.html, "The WAL-reset bug").
 OLDEST_SQLITE = (3, 51, 3)
@@ -177,7 +178,14 @@ def skip_numbers(db: apsw.Connection, path: Path) -> None:
     highest = db.execute("SELECT max(value) FROM meta WHERE name IN ('next_job', 'next_fence')").get
     if highest + RESTORED_SKIP >= NUMBER_LIMIT // 2:
         raise StoreError(f"{path} was restored so often that its numbers run out")
-    db.execute("UPDATE meta SET value = value + ? WHERE name IN ('next_job', 'next_fence')", (RESTORED_SKIP,))
+    has_sums = db.pragma("user_version") >= 2
+    for name in ("next_job", "next_fence"):
+        value, expected = db.execute(f"SELECT value, {'sum' if has_sums else 'NULL'} FROM meta WHERE name = ?", (name,)).fetchone()
+        if expected not in (None, record_sum(name, value)):
+            raise StoreError(f"{path} is damaged: the number {name}; nothing was changed")
+        db.execute("UPDATE meta SET value = ? WHERE name = ?", (value + RESTORED_SKIP, name))
+        if has_sums:
+            db.execute("UPDATE meta SET sum = ? WHERE name = ?", (record_sum(name, value + RESTORED_SKIP), name))
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     db.execute("COMMIT")
 
