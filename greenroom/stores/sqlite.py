@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -23,8 +24,9 @@ from greenroom.errors import StoreError
 from greenroom.job import NUMBER_LIMIT, SMALL_BYTES, Job, State
 from greenroom.records import Damaged, Lost, Restored, StoredLease, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
+from greenroom.stores.sqlite_check import check_at_start, counters, log_rest, pages, schema
 from greenroom.stores.sqlite_opening import (
-    BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, OLDEST_SQLITE, check_content, check_header, lock, make_folder, migrate, sentence, set_pragmas,
+    BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, OLDEST_SQLITE, check_header, check_version, lock, make_folder, migrate, sentence, set_pragmas,
     skip_numbers, sync_folder)
 from greenroom.stores.sqlite_reader import (
     JOB_COLUMNS, JOB_COLUMNS_WHOLE_PAYLOAD, JOBS_AND_LANES, Query, SqliteReader, job_from_row, jobs_by_id, lane_counts,
@@ -41,6 +43,9 @@ PRAGMAS: dict[str, object] = {
 
 #: 8 MiB of pages for each reader.
 READER_PRAGMAS: dict[str, object] = {"query_only": 1, "cache_size": -8192}
+
+#: The check at open stops after so long: a store of gigabytes must still open soon.
+CHECK_S = 2.0
 
 #: prune() looks at so many rows for each that it may delete, stops after deleting so many bytes of payloads and results
 #: (each 4 kB are a page to visit), and rests after a sweep so long that sweeping takes about 2 % of a core.
@@ -135,7 +140,10 @@ class SqliteStore:
         try:
             check_header(self._path)
             self._db = self._connect()
-            return self._restore()
+            restored = self._restore()
+            if self._db.in_transaction:  # sums that were missing, damaged leases that went
+                self._db.execute("COMMIT")
+            return restored
         except (apsw.Error, OSError) as exc:
             self._abandon()
             raise StoreError(f"store {self._folder}: {sentence(exc)}") from exc
@@ -259,11 +267,18 @@ class SqliteStore:
             # Only close() copies the log into the file: not a refusal, and not after the disk failed.
             db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             db.set_busy_timeout(BUSY_TIMEOUT_MS)
-            check_content(db, self._path)
+            check_version(db.pragma("user_version"), self._path)
+            until = time.monotonic() + CHECK_S
+            is_whole = check_at_start(db, self._path, (pages, schema), until)
+            rest = log_rest(self._folder, is_open=True)
+            if rest:
+                log.warning("%s: %s", self._path, rest)
             if db.pragma("application_id") == BACKUP_ID:
                 skip_numbers(db, self._path)
             migrate(db)
             set_pragmas(db, PRAGMAS)
+            if not check_at_start(db, self._path, (counters,), until) or not is_whole:
+                log.warning("%s: the check at start was cut off after %g s; `broker.py --check` does all of it", self._path, CHECK_S)
         except BaseException:
             db.close()
             raise

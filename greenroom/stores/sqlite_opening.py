@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from pathlib import Path
 
 import apsw
@@ -36,9 +35,6 @@ OLDEST_SQLITE = (3, 51, 3)
 
 #: How long somebody else's lock (a person's sqlite3 shell) may hold up a statement, and with it the whole broker.
 BUSY_TIMEOUT_MS = 250
-
-#: The check at open stops after so long; see check_content.
-CHECK_S = 0.5
 
 
 def sentence(exc: apsw.Error | OSError) -> str:
@@ -110,14 +106,14 @@ def check_header(path: Path) -> None:
             header = file.read(100)
     except FileNotFoundError:
         return
-    if not header:
-        return
+    if not header or (not any(header) and path.with_name(path.name + "-journal").exists()):
+        return  # new, or its first transaction was cut off by a power loss: SQLite's journal takes it back
     if len(header) < 100 or header[:16] != b"SQLite format 3\0":
         raise StoreError(f"{path} is not a database; nothing was changed")
     owner = int.from_bytes(header[68:72], "big")
     if owner not in (APPLICATION_ID, BACKUP_ID):
         raise StoreError(f"{path} is not a database of Greenroom's; nothing was changed")
-    _check_version(int.from_bytes(header[60:64], "big"), path)
+    check_version(int.from_bytes(header[60:64], "big"), path)
     if owner == BACKUP_ID:
         log = path.with_name(path.name + "-wal")
         if log.exists() and log.stat().st_size:
@@ -125,29 +121,16 @@ def check_header(path: Path) -> None:
                              "and -shm with it; nothing was changed")
 
 
-def _check_version(version: int, path: Path) -> None:
+def check_version(version: int, path: Path) -> None:
+    """Refuse a schema that this version does not know."""
     if version > len(MIGRATIONS):
         raise StoreError(f"{path} was written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}); "
                          "nothing was changed")
 
 
-def check_content(db: apsw.Connection, path: Path) -> None:
-    """Check what SQLite sees, which may differ from the file when a log was left behind, and the pages themselves.
-
-    The check of all pages ends after half a second, so that a store of gigabytes still opens at once. Damage beyond is met
-    when a row there is read: StoreError, never a wrong job. The schema's pages always come first.
-    """
-    _check_version(db.pragma("user_version"), path)
-    deadline = time.monotonic() + CHECK_S
-    db.set_progress_handler(lambda: time.monotonic() > deadline, 100)
-    try:
-        answer = db.execute("PRAGMA quick_check(1)").get
-    except apsw.InterruptError:
-        return
-    finally:
-        db.set_progress_handler(None)
-    if answer != "ok":
-        raise StoreError(f"{path} is damaged: {answer}; nothing was changed")
+def run_migration(db: apsw.Connection, name: str) -> None:
+    """Run one script of migrations/."""
+    db.execute((Path(__file__).parent / "migrations" / name).read_text(encoding="utf-8"))
 
 
 def migrate(db: apsw.Connection) -> None:
@@ -159,9 +142,8 @@ def migrate(db: apsw.Connection) -> None:
     for version, name in enumerate(MIGRATIONS, start=1):
         if version <= db.pragma("user_version"):
             continue
-        script = (Path(__file__).parent / "migrations" / name).read_text(encoding="utf-8")
         db.execute("BEGIN IMMEDIATE")
-        db.execute(script)
+        run_migration(db, name)
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {version}")
         db.execute("COMMIT")

@@ -33,9 +33,14 @@ class DiskCore(Core):
         self.peers = []
         self.wakes = 0
         self.batches = Batches(self.engine, self.store, self.waits, self._wake)
-        self.engine.restore(self.store.open(), self.now, self._timing.restart_grace_s)
+        restored = self.store.open()
+        self.opened()
+        self.engine.restore(restored, self.now, self._timing.restart_grace_s)
         self.batches.collect()
         self.run()
+
+    def opened(self) -> None:
+        """The store was opened; nothing was done with it yet."""
 
     def check_kept(self, sent: Sent, answer: dict) -> None:
         """What is kept is looked at on the disk, after the run."""

@@ -205,7 +205,7 @@ def test_a_damaged_submission_is_told_from_one_that_never_was(folder: Path) -> N
     ("UPDATE meta SET value = value + 64 WHERE name = 'next_job'", "number next_job"),
     ("UPDATE meta SET value = 0 WHERE name = 'next_fence'", "number next_fence"),
     ("DELETE FROM meta WHERE name = 'next_fence'", "number next_fence"),
-    ("UPDATE meta SET value = 1 WHERE name = 'pruned'", "number pruned"),
+    ("UPDATE meta SET value = 1 WHERE name = 'pruned'", "of which 1 were deleted"),
     ("UPDATE lanes SET task = 'u'", "the name of lane 1"),
     ("UPDATE lanes SET queue = 'u'", "the name of lane 1"),
 ])

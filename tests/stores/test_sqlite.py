@@ -19,7 +19,7 @@ import pytest
 from greenroom.errors import StoreError
 from greenroom.job import Job, State, rank_of
 from greenroom.records import Lost, Submission
-from greenroom.stores import sqlite, sqlite_opening
+from greenroom.stores import sqlite
 from greenroom.stores.sqlite import PRAGMAS, READER_PRAGMAS, SqliteStore
 from tests.stores.sync_vfs import SyncRecorder
 
@@ -190,7 +190,7 @@ def test_damage_met_later_is_an_error_not_a_wrong_job(folder: Path, monkeypatch:
     damaged = bytearray(whole)
     damaged[damage] = b"\xa5" * (damage.stop - damage.start)
     (folder / "greenroom.db").write_bytes(damaged)
-    monkeypatch.setattr(sqlite_opening, "CHECK_S", -1.0)  # as in a file too large to be checked whole
+    monkeypatch.setattr(sqlite, "CHECK_S", -1.0)  # as in a file too large to be checked whole
     store = SqliteStore(folder)
     store.open()
 
