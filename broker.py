@@ -1,7 +1,7 @@
 """The broker program: configuration, store, TLS listener, web page, all on one gevent hub; signals, drain, exit codes.
 
 Puts the parts together and ends the process when one of them dies. No rules here. Exit codes: 0 stopped, 1 a part failed,
-2 configuration or start refused.
+2 configuration or start refused; those of --check are in greenroom/checkup.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 from gevent.threadpool import ThreadPool
 
-from greenroom import __version__, config, logs
+from greenroom import __version__, checkup, config, logs
 from greenroom.clock import Clock
 from greenroom.config import BrokerConfig
 from greenroom.dispatch import Dispatch
@@ -45,6 +45,7 @@ from greenroom.listener import SPARE_FILES, Listener
 from greenroom.protocol import parse_request
 from greenroom.session import Sessions
 from greenroom.stores import Retention, open_store
+from greenroom.stores.disk_room import DiskRoom
 from greenroom.tls import ALPN, days_left, describe_certificate, server_context
 from greenroom.verbs import HANDLERS
 from greenroom.webui.app import make_app
@@ -174,6 +175,8 @@ class Broker:
 
     def start(self) -> None:
         """Open everything. Raises StoreError, or OSError from a port, with what was opened closed again."""
+        if self.settings.data != "memory:":
+            DiskRoom(self.settings.data).release_if_short()
         restored = self.store.open()
         try:
             self.engine.restore(restored, self.clock.now(), self.settings.restart_grace_s)
@@ -298,9 +301,12 @@ def _tune_garbage_collection() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a broker until it is told to stop; returns the exit code."""
+    """Run a broker until it is told to stop, or only look (--check); returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--check" in argv:
+        return checkup.check(argv, os.environ, print)
     try:
-        settings = config.load(sys.argv[1:] if argv is None else argv, os.environ)
+        settings = config.load(argv, os.environ)
     except ConfigError as exc:
         sys.stderr.write(f"broker.py: {exc}\n")
         return 2

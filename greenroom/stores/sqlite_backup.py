@@ -24,7 +24,7 @@ STEP_PAGES = 256
 #: … and between two syncs, so that a COMMIT's fsync never finds hundreds of megabytes of ours before it in the disk's queue.
 SYNC_PAGES = 2048
 
-#: A copy leaves so much of the disk free: twice what new jobs need (greenroom.dispatch.MIN_FREE_BYTES).
+#: A copy leaves so much of the disk free: twice what new jobs need (disk_room.MIN_FREE_BYTES).
 LEAVE_FREE_BYTES = 128 * 2**20
 
 

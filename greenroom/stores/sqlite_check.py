@@ -22,6 +22,11 @@ from greenroom.stores.sqlite_opening import (
 from greenroom.stores.sqlite_reader import JOB_COLUMNS, JOBS_AND_LANES, WHOLE_PAYLOAD, WHOLE_RESULT, Query, job_from_row
 from greenroom.stores.sums import record_sum
 
+
+class MissingStore(StoreError):
+    """Raised when there is no store to check."""
+
+
 #: Findings of one kind that are told one by one.
 MAX_TOLD = 20
 ROWS_PER_QUERY = 500
@@ -97,6 +102,10 @@ def numbers(query: Query) -> Iterator[str]:
 
 def sums(query: Query) -> Iterator[str]:
     """Check every row against its checksum."""
+    for name, columns in (("lanes", "id, queue, task"), ("leases", "job, fence, instance, CAST(worker AS BLOB), granted_at")):
+        for *values, expected in query(f"SELECT {columns}, sum FROM {name}", ()):
+            if expected not in (None, record_sum(*values)):
+                yield f"{name}: the row of {values[0]} does not match its checksum"
     last = 0
     while rows := query(_ROWS, (last,)):
         last = rows[-1][0]
@@ -108,10 +117,6 @@ def sums(query: Query) -> Iterator[str]:
                 job.damage = "result"
             if job.damage is not None:
                 yield f"job {job.id}: its {job.damage} does not match the checksum"
-    for name, columns in (("lanes", "id, queue, task"), ("leases", "job, fence, instance, CAST(worker AS BLOB), granted_at")):
-        for *values, expected in query(f"SELECT {columns}, sum FROM {name}", ()):
-            if expected not in (None, record_sum(*values)):
-                yield f"{name}: the row of {values[0]} does not match its checksum"
     for *values, expected in query("SELECT id, body_hash, CAST(outcome AS BLOB), created_at, sum FROM submissions", ()):
         values[2] = values[2].decode("utf-8", "replace")
         if expected not in (None, record_sum(*values)):
@@ -183,7 +188,7 @@ def opened_for_check(folder: Path) -> Iterator[tuple[Query, str]]:
     """
     path = folder / DATABASE
     if not path.exists():
-        raise StoreError(f"there is no store in {folder}: nothing to check; the first start makes it")
+        raise MissingStore(f"there is none in {folder} yet: the first start makes it")
     lock = _try_lock(folder)
     log = path.with_name(f"{DATABASE}-wal")
     has_log = log.exists() and log.stat().st_size > 0
@@ -226,7 +231,7 @@ def query_on(db: apsw.Connection, path: Path) -> Query:
 
 
 def _try_lock(folder: Path) -> int | None:
-    """Take the store's lock if nobody has it; None: somebody has. Makes no file: -1 stands for one that is not there."""
+    """Take the store's lock if nobody has it; None: somebody has. Makes no file: without one the directory stands for it."""
     try:
         handle = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
