@@ -48,8 +48,8 @@ class DiskRoom:
         return is_short
 
     def release_if_short(self) -> None:
-        """Give up the ballast if the disk is full: also before a store is opened, which needs some room."""
-        with contextlib.suppress(FileNotFoundError):
+        """Give up the ballast if the disk is full: also before a store is opened, which needs some room. Never fails."""
+        with contextlib.suppress(OSError):
             if shutil.disk_usage(self._folder).free < RELEASE_BELOW_BYTES and self._ballast.exists():
                 self._ballast.unlink()
                 log.error("the disk of %s is full: %d MiB of ballast were given up, so that running jobs can be settled",

@@ -120,6 +120,28 @@ def test_damaged_pages_are_said(tmp_path: Path, check: Callable) -> None:
     assert code == 1 and "is not a database" in output
 
 
+def test_a_damaged_job_is_said_everywhere_and_the_broker_goes_on(make_broker: Callable[..., BrokerProcess],
+                                                                 start_worker: Callable[..., object]) -> None:
+    broker = make_broker()
+    with Client(broker.url, ca=broker.ca) as client:
+        bad, *good = [client.submit("fibonacci", {"n": 5}).id for _ in range(4)]
+    assert broker.terminate() == 0
+    damage(broker.data, "UPDATE jobs SET payload = x'81a16e06' WHERE id = ?", bad)  # n = 6
+    broker.start()
+    start_worker(to=broker)
+
+    with Client(broker.url, ca=broker.ca) as client:
+        assert sorted(view["id"] for view in client.wait(good, timeout=60)) == good
+        view, = client.get([bad])
+        assert view["error"]["code"] == "DAMAGED" and str(bad) in view["error"]["message"]
+        assert client.stats()["damaged"] == {"total": 1, "jobs": [bad]} and client.stats()["states"]["queued"] == 0
+        assert [getattr(outcome, "code", outcome) for outcome in client.cancel([bad])] == ["DAMAGED"]
+    assert broker.get("/readyz") == (200, {"status": "ready", "remarks": ["jobs whose row on disk is damaged: 1 (docs/operations.md, Damage)"]})
+    assert broker.get("/api/stats")[1]["damaged"]["total"] == 1
+    assert broker.get(f"/api/jobs/{bad}")[1]["error"]["code"] == "DAMAGED"
+    assert broker.output.count(f"job {bad} is damaged") == 1
+
+
 def test_all_errors_of_the_configuration_are_said_and_nothing_is_made(tmp_path: Path, check: Callable) -> None:
     (tmp_path / "broker.toml").write_text("prot = 1\nlease_s = 0\nweb_port = 'x'\n")
 
