@@ -124,7 +124,7 @@ class GoneError(GreenroomError):
 
 
 class DamagedError(GreenroomError):
-    """Raised when what the disk has of a job, or of a submission, does not match its checksum. It is kept for a person to look at."""
+    """Raised when what the disk has of a job, or of a submission, does not match its checksum. It is kept for a person."""
 
     code = "DAMAGED"
 

@@ -40,7 +40,7 @@ class Scheduled:
 
     @property
     def wants_refill(self) -> bool:
-        """True when the window runs low and the store has more. Without an edge it has not, even if more are counted (a lost row)."""
+        """True when the window runs low and the store has more. Without an edge it has not, whatever is counted."""
         return (self.in_memory < REFILL_BELOW and self._bytes < MAX_BYTES_IN_MEMORY // 2 and self.in_store > 0
                 and self.edge is not None)
 

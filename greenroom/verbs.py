@@ -73,8 +73,8 @@ def _submit(dispatch: Dispatch, caller: Caller, request: Request) -> None:
             if known is None:
                 _store_jobs(dispatch, caller, request.id, items, (submission_id, body_hash))
             elif not known.outcome:
-                raise DamagedError("what the disk has under this submission id is damaged: its jobs were stored, but which is not known",
-                                   field="submission")
+                raise DamagedError("what the disk has under this submission id is damaged: its jobs were stored, but it is not known "
+                                   "which", field="submission")
             elif known.body_hash != body_hash:
                 raise KeyConflictError("this submission id was used with other jobs", field="submission")
             else:

@@ -87,8 +87,9 @@ class Store(Protocol):
         """Return what was recorded under this id, or None; with an empty outcome if it does not match its checksum."""
 
     def set_aside(self, damaged: list[Damaged]) -> None:
-        """Record, in the open transaction, that these waiting jobs are damaged: no window has them again, their lanes count them no more.
+        """Record, in the open transaction, that these waiting jobs are damaged.
 
+        No window has them again, and their lanes count them no more.
         Their rows stay as they are, whatever becomes of history. Nothing happens to those that were set aside before.
         """
 

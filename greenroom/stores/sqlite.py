@@ -26,8 +26,8 @@ from greenroom.records import Damaged, Lost, Restored, StoredLease, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.stores.sqlite_check import check_at_start, counters, log_rest, pages, schema
 from greenroom.stores.sqlite_opening import (
-    BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, OLDEST_SQLITE, check_header, check_version, lock, make_folder, migrate, sentence, set_pragmas,
-    skip_numbers, sync_folder)
+    BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, OLDEST_SQLITE, check_header, check_version, lock, make_folder, migrate, sentence,
+    set_pragmas, skip_numbers, sync_folder)
 from greenroom.stores.sqlite_reader import (
     JOB_COLUMNS, JOB_COLUMNS_WHOLE_PAYLOAD, JOBS_AND_LANES, Query, SqliteReader, job_from_row, jobs_by_id, lane_counts,
     next_number, number, payloads_by_id, with_payload)
@@ -71,10 +71,13 @@ _COUNT = """UPDATE lanes SET scheduled = scheduled + ?, queued = queued + ?, req
     WHERE id = ?"""
 
 _TAKE = f"""SELECT {JOB_COLUMNS_WHOLE_PAYLOAD} FROM {JOBS_AND_LANES}
-    WHERE jobs.lane = ? AND jobs.state = 2 AND jobs.rank > ? AND jobs.id NOT IN (SELECT job FROM damaged) ORDER BY jobs.rank LIMIT ?"""
+    WHERE jobs.lane = ? AND jobs.state = 2 AND jobs.rank > ? AND jobs.id NOT IN (SELECT job FROM damaged)
+    ORDER BY jobs.rank LIMIT ?"""
 _TAKE_SCHEDULED = f"""SELECT {JOB_COLUMNS_WHOLE_PAYLOAD} FROM {JOBS_AND_LANES}
-    WHERE jobs.state = 1 AND (jobs.run_at, jobs.id) > (?, ?) AND jobs.id NOT IN (SELECT job FROM damaged) ORDER BY jobs.run_at, jobs.id LIMIT ?"""
-_LEASES = f"""SELECT leases.job, leases.fence, leases.instance, CAST(leases.worker AS BLOB), leases.granted_at, leases.sum, {JOB_COLUMNS}
+    WHERE jobs.state = 1 AND (jobs.run_at, jobs.id) > (?, ?) AND jobs.id NOT IN (SELECT job FROM damaged)
+    ORDER BY jobs.run_at, jobs.id LIMIT ?"""
+_LEASES = f"""SELECT leases.job, leases.fence, leases.instance, CAST(leases.worker AS BLOB), leases.granted_at, leases.sum,
+    {JOB_COLUMNS}
     FROM leases LEFT JOIN jobs ON jobs.id = leases.job LEFT JOIN lanes ON lanes.id = jobs.lane ORDER BY leases.job"""
 _CANCELLED = f"""SELECT {JOB_COLUMNS} FROM {JOBS_AND_LANES} WHERE jobs.cancel_requested = 1 AND jobs.state < 4
     AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.job = jobs.id) ORDER BY jobs.id"""
@@ -84,7 +87,8 @@ _LOOK = """SELECT count(*), max(id), min(CASE WHEN finished_at > :cutoff THEN fi
 _DUE = """SELECT id, finished_at, payload_bytes, result_bytes FROM jobs NOT INDEXED
     WHERE id > ? AND id <= ? AND finished_at <= ? AND id NOT IN (SELECT job FROM damaged) ORDER BY id LIMIT ?"""
 
-_SET_ASIDE = """UPDATE lanes SET scheduled = max(0, scheduled - ?), queued = max(0, queued - ?), waiting_bytes = max(0, waiting_bytes - ?)
+_SET_ASIDE = """UPDATE lanes SET scheduled = max(0, scheduled - ?), queued = max(0, queued - ?),
+    waiting_bytes = max(0, waiting_bytes - ?)
     WHERE id = ?"""
 
 Function = TypeVar("Function", bound=Callable)
@@ -217,7 +221,8 @@ class SqliteStore:
     @_guarded
     def submission(self, submission_id: bytes) -> Submission | None:
         """Return what was recorded under this id, or None; with an empty outcome if it does not match its sum."""
-        rows = self._query("SELECT id, body_hash, CAST(outcome AS BLOB), created_at, sum FROM submissions WHERE id = ?", (submission_id,))
+        rows = self._query("SELECT id, body_hash, CAST(outcome AS BLOB), created_at, sum FROM submissions WHERE id = ?",
+                           (submission_id,))
         if not rows:
             return None
         *fields, expected = rows[0]
@@ -278,7 +283,8 @@ class SqliteStore:
             migrate(db)
             set_pragmas(db, PRAGMAS)
             if not check_at_start(db, self._path, (counters,), until) or not is_whole:
-                log.warning("%s: the check at start was cut off after %g s; `broker.py --check` does all of it", self._path, CHECK_S)
+                log.warning("%s: the check at start was cut off after %g s; `broker.py --check` does all of it", self._path,
+                            CHECK_S)
         except BaseException:
             db.close()
             raise
@@ -321,7 +327,8 @@ class SqliteStore:
             job = job_from_row(tuple(row)) if row[0] is not None else None
             if job is None or job.damage == "row" or job.fence != fence or job.state != State.QUEUED or (
                     expected not in (None, record_sum(job_id, fence, instance, worker, granted_at))):
-                log.error("the lease of job %d on disk is damaged: the job waits again, or is set aside when its turn comes", job_id)
+                log.error("the lease of job %d on disk is damaged: the job waits again, or is set aside when its turn comes",
+                          job_id)
                 self._begin()
                 self._db.execute("DELETE FROM leases WHERE job = ?", (job_id,))
                 continue
@@ -413,7 +420,8 @@ class SqliteStore:
         for key in deltas:
             if key not in lanes:
                 lane = self._db.execute("SELECT ifnull(max(id), 0) + 1 FROM lanes").get
-                self._db.execute("INSERT INTO lanes (id, queue, task, sum) VALUES (?, ?, ?, ?)", (lane, *key, record_sum(lane, *key)))
+                self._db.execute("INSERT INTO lanes (id, queue, task, sum) VALUES (?, ?, ?, ?)",
+                                 (lane, *key, record_sum(lane, *key)))
                 lanes[key] = lane
         moved = [(*delta[1:], lanes[key]) for key, delta in deltas.items() if any(delta[1:])]
         if moved:

@@ -31,8 +31,8 @@ LEAVE_FREE_BYTES = 128 * 2**20
 def make_backup(source: Path, target: Path, should_stop: Callable[[], bool]) -> int:
     """Copy a store that may be open and written to; return the copy's size in bytes.
 
-    Runs for as long as the disk needs (about 0.1 GiB a second): call it in a thread. The target appears whole or not at all, synced,
-    mode 0600, marked as a backup: a store that is opened on it skips numbers (SqliteStore.open).
+    Runs for as long as the disk needs (about 0.1 GiB a second): call it in a thread. The target appears whole or not at all,
+    synced, mode 0600, marked as a backup: a store that is opened on it skips numbers (SqliteStore.open).
 
     Args:
         source: the data directory.
@@ -101,8 +101,8 @@ def _copy(database: Path, part: Path, file: int, should_stop: Callable[[], bool]
 def _check_room(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if free < needed + LEAVE_FREE_BYTES:
-        raise StoreFullError(f"{free // 2**20} MiB are free for a copy of {needed // 2**20} MiB, and {LEAVE_FREE_BYTES // 2**20} MiB "
-                             "must stay free")
+        raise StoreFullError(f"{free // 2**20} MiB are free for a copy of {needed // 2**20} MiB, and "
+                             f"{LEAVE_FREE_BYTES // 2**20} MiB must stay free")
 
 
 def _mark(file: int) -> None:

@@ -1,6 +1,6 @@
 """Whether a SQLite store is whole: its pages, its schema, its counters, its numbers, every row's checksum. Changes nothing.
 
-`greenroom.stores.sqlite` runs the first of these at each start, for a bounded time; `broker.py --check` runs all of them to the end.
+`greenroom.stores.sqlite` runs the first of these at each start, for a bounded time; `broker.py --check` runs all of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _ROWS = f"SELECT {_WHOLE} FROM {JOBS_AND_LANES} WHERE jobs.id > ? ORDER BY jobs.
 _LANES = """SELECT lanes.id, queue, task, scheduled, queued, waiting_bytes, completed + failed + cancelled,
     ifnull(found.s, 0), ifnull(found.q, 0), ifnull(found.b, 0), ifnull(found.f, 0)
     FROM lanes LEFT JOIN (SELECT lane, sum(state = 1) s, sum(state = 2) q, sum(state > 3) f,
-        sum(CASE WHEN state < 4 THEN payload_bytes ELSE 0 END) b FROM jobs WHERE id NOT IN (SELECT job FROM damaged) GROUP BY lane) found
+        sum(CASE WHEN state < 4 THEN payload_bytes ELSE 0 END) b
+        FROM jobs WHERE id NOT IN (SELECT job FROM damaged) GROUP BY lane) found
     ON found.lane = lanes.id"""
 
 
@@ -72,8 +73,8 @@ def counters(query: Query) -> Iterator[str]:
     ever = rows = 0
     for _, queue, task, scheduled, queued, size, finished, has_scheduled, has_queued, has_size, has_finished in query(_LANES, ()):
         if (scheduled, queued) != (has_scheduled, has_queued) or (size != has_size and not has_damaged):
-            yield (f"queue {queue}, task {task}: {scheduled} scheduled and {queued} queued jobs of {size} bytes are counted, the rows say "
-                   f"{has_scheduled} and {has_queued} of {has_size}")
+            yield (f"queue {queue}, task {task}: {scheduled} scheduled and {queued} queued jobs of {size} bytes are counted, "
+                   f"the rows say {has_scheduled} and {has_queued} of {has_size}")
         ever += finished
         rows += has_finished
         if has_finished > finished:
@@ -152,8 +153,8 @@ def check_at_start(db: apsw.Connection, path: Path, checks: Iterable[Callable[[Q
         for check in checks:
             found = findings(query_on(db, path), check)
             if found:
-                raise StoreError(f"{path} is damaged: {found[0]}; nothing was changed. `broker.py --check` says more, docs/operations.md "
-                                 "(Damage) what to do")
+                raise StoreError(f"{path} is damaged: {found[0]}; nothing was changed. `broker.py --check` says more, "
+                                 "docs/operations.md (Damage) what to do")
     except apsw.InterruptError:
         return False
     finally:
@@ -184,7 +185,7 @@ def log_rest(folder: Path, *, is_open: bool) -> str:
 def opened_for_check(folder: Path) -> Iterator[tuple[Query, str]]:
     """Open a store without changing a byte of it; yields how to ask it, and a sentence about its state. Raises StoreError.
 
-    Beside a running broker: one more reader. Else nobody is let in meanwhile, and a log that was left behind is read, not copied in.
+    Beside a running broker: one more reader. Else nobody is let in meanwhile, and a log that was left behind is only read.
     """
     path = folder / DATABASE
     if not path.exists():
@@ -197,7 +198,8 @@ def opened_for_check(folder: Path) -> Iterator[tuple[Query, str]]:
         if lock is None:
             state, db = "a broker is running on it", apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         elif has_log:
-            state, db = "it was not stopped cleanly: its log is read too", apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+            state = "it was not stopped cleanly: its log is read too"
+            db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
             db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             db.pragma("locking_mode", "exclusive")  # with the log's index in memory, no file for it
         else:

@@ -1,8 +1,8 @@
-"""What lies in SQLite's log behind the last transaction that SQLite sees: torn by a power cut, or damaged. Reads bytes, decides nothing.
+"""What lies in SQLite's log behind the last transaction that SQLite sees: torn by a power cut, or damaged. Only reads.
 
-SQLite ends its log at the first frame whose checksum is wrong and says nothing: right for a transaction that a power cut tore, but a
-flipped bit in the middle would silently drop every transaction behind it. Format: sqlite.org/fileformat2.html, section 4; the index
-beside it: sqlite.org/walformat.html, section 2.1.
+SQLite ends its log at the first frame whose checksum is wrong and says nothing: right for a transaction that a power cut
+tore, but a flipped bit in the middle would silently drop every transaction behind it. Format: sqlite.org/fileformat2.html,
+section 4; the index beside it: sqlite.org/walformat.html, section 2.1.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def count_valid(log: Path) -> int:
 def look_behind(log: Path, valid: int) -> Rest:
     """Look at the frames behind the first `valid` ones.
 
-    A COMMIT is synced before the next transaction is written. So frames of at most one transaction can be torn; if a frame of another
-    one follows them, they were whole once and are damaged now.
+    A COMMIT is synced before the next transaction is written. So frames of at most one transaction can be torn; if a frame of
+    another one follows them, they were whole once and are damaged now.
     """
     try:
         with open(log, "rb") as file:
@@ -90,8 +90,10 @@ def _look(content: bytes, size: int, salts: tuple[int, ...], order: str) -> Rest
         before = headers[place - 1][4:6] if place and ours[place - 1] else None
         computed = _frame_sum(frames[place], before, order) if before is not None else None
         following = headers[place + 1]
-        if headers[place][1] and ours[place + 1] and following[4:6] in (
-                _frame_sum(frames[place + 1], headers[place][4:6], order), computed and _frame_sum(frames[place + 1], computed, order)):
+        if not headers[place][1] or not ours[place + 1]:
+            continue
+        chains = [headers[place][4:6], computed] if computed is not None else [headers[place][4:6]]
+        if following[4:6] in [_frame_sum(frames[place + 1], chain, order) for chain in chains]:
             return Rest(sum(ours), "a transaction in its middle does not match its checksum")
     return Rest(sum(ours))
 

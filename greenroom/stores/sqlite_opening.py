@@ -1,4 +1,4 @@
-"""From a directory to a SQLite connection that may be trusted: lock, header, log, pages, schema, settings. Must not know jobs' rules.
+"""From a directory to a SQLite connection: lock, header, migrations, settings, what a backup becomes. Must not know jobs' rules.
 
 Everything here either succeeds or raises StoreError with nothing changed.
 """
@@ -117,8 +117,8 @@ def check_header(path: Path) -> None:
     if owner == BACKUP_ID:
         log = path.with_name(path.name + "-wal")
         if log.exists() and log.stat().st_size:
-            raise StoreError(f"{path} is a backup, but {log.name} beside it belongs to the store that it replaces: move that away, "
-                             "and -shm with it; nothing was changed")
+            raise StoreError(f"{path} is a backup, but {log.name} beside it belongs to the store that it replaces: move that "
+                             "away, and -shm with it; nothing was changed")
 
 
 def check_version(version: int, path: Path) -> None:
@@ -162,7 +162,8 @@ def skip_numbers(db: apsw.Connection, path: Path) -> None:
         raise StoreError(f"{path} was restored so often that its numbers run out")
     has_sums = db.pragma("user_version") >= 2
     for name in ("next_job", "next_fence"):
-        value, expected = db.execute(f"SELECT value, {'sum' if has_sums else 'NULL'} FROM meta WHERE name = ?", (name,)).fetchone()
+        columns = "value, sum" if has_sums else "value, NULL"
+        value, expected = db.execute(f"SELECT {columns} FROM meta WHERE name = ?", (name,)).fetchone()
         if expected not in (None, record_sum(name, value)):
             raise StoreError(f"{path} is damaged: the number {name}; nothing was changed")
         db.execute("UPDATE meta SET value = ? WHERE name = ?", (value + RESTORED_SKIP, name))

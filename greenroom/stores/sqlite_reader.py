@@ -150,7 +150,7 @@ def next_number(query: Query, name: str) -> int:
 
 
 def number(query: Query, name: str) -> int:
-    """Return a number that survives, by name. Raises StoreError when it does not match its sum: ids and fences might come twice."""
+    """Return a number that survives, by name. Raises StoreError when it does not match its sum: ids might come twice."""
     rows = query("SELECT value, sum FROM meta WHERE name = ?", (name,))
     if not rows or rows[0][1] not in (None, record_sum(name, rows[0][0])):
         raise StoreError(f"the database is damaged (the number {name})")

@@ -1,7 +1,7 @@
 """Checksums of rows: what is written is summed with its key fields, so that a flipped bit is met as damage, never as another job.
 
-Pure. SQLite keeps none for the pages of its file. CRC-32: it finds every single flip, and any other damage but for one in 4 billion; it is
-no defence against who may write the file. 0.5 µs for a job that was just submitted, 0.2 of them for its payload.
+Pure. SQLite keeps none for the pages of its file. CRC-32: it finds every single flip, and any other damage but for one in
+4 billion; it is no defence against who may write the file. About half a microsecond for a job that was just submitted.
 """
 
 from __future__ import annotations
@@ -16,26 +16,11 @@ _pack_fresh = Struct("<qqdq").pack
 _pack_whole = Struct("<12q4d").pack
 _QUEUED = 2
 
-#: Stands for a row whose values can't be summed at all: no stored sum is negative, so it never matches.
-UNSUMMABLE = -1
-
 
 @lru_cache(maxsize=20_000)
 def lane_seed(queue: str, task: str) -> int:
     """Return what the sums of a lane's jobs begin with: so that a job under another lane's name is damaged."""
     return crc32(f"{queue}\0{task}".encode())
-
-
-def is_fresh(job: Job) -> bool:
-    """Tell whether all that a queued job's row says beyond a new one's is nothing; new rows are summed in half the time."""
-    return not (job.attempt or job.fence or job.crashes or job.requeues or job.cancel_requested) and (
-        job.run_at is None and job.started_at is None and job.finished_at is None and job.worker is None and not job.result_bytes
-        and not job.result_raw and job.rank == job.priority * NUMBER_LIMIT + job.place)
-
-
-def fresh_sum(job: Job) -> int:
-    """Return the sum of a row that is queued and fresh."""
-    return crc32(_pack_fresh(job.id, job.rank, job.submitted_at, job.payload_bytes << 1 | job.raw), lane_seed(job.queue, job.task))
 
 
 def row_sum(job: Job, recorded: int, error: str | None) -> int:
@@ -45,13 +30,19 @@ def row_sum(job: Job, recorded: int, error: str | None) -> int:
         recorded: the state as on disk.
         error: the error as on disk.
     """
-    if recorded == _QUEUED and error is None and is_fresh(job):
-        return fresh_sum(job)
     run_at, started_at, finished_at = job.run_at, job.started_at, job.finished_at
+    if (recorded == _QUEUED and error is None and run_at is None and started_at is None and finished_at is None
+            and job.worker is None and job.rank == job.priority * NUMBER_LIMIT + job.place
+            and not (job.attempt or job.fence or job.crashes or job.requeues or job.cancel_requested or job.result_bytes
+                     or job.result_raw)):
+        # As it was submitted: these fields say all, and take half the time.
+        return crc32(_pack_fresh(job.id, job.rank, job.submitted_at, job.payload_bytes << 1 | job.raw),
+                     lane_seed(job.queue, job.task))
     total = crc32(_pack_whole(
         job.id, recorded, job.rank, job.priority, job.place, job.payload_bytes << 1 | job.raw, job.cancel_requested, job.fence,
-        job.attempt, job.crashes, job.requeues, job.result_bytes << 1 | job.result_raw, job.submitted_at, -1.0 if run_at is None else run_at,
-        -1.0 if started_at is None else started_at, -1.0 if finished_at is None else finished_at), lane_seed(job.queue, job.task))
+        job.attempt, job.crashes, job.requeues, job.result_bytes << 1 | job.result_raw, job.submitted_at,
+        -1.0 if run_at is None else run_at, -1.0 if started_at is None else started_at,
+        -1.0 if finished_at is None else finished_at), lane_seed(job.queue, job.task))
     if job.worker is not None:
         total = crc32(job.worker.encode(), total)
     return total if error is None else crc32(error.encode(), total)
@@ -67,4 +58,4 @@ def record_sum(*values: int | float | str | bytes | None) -> int:
     return crc32(repr(values).encode())
 
 
-__all__ = ["StructError", "UNSUMMABLE", "data_sum", "fresh_sum", "is_fresh", "lane_seed", "record_sum", "row_sum"]
+__all__ = ["StructError", "data_sum", "lane_seed", "record_sum", "row_sum"]
