@@ -1,7 +1,7 @@
 """The broker program: configuration, store, TLS listener, web page, all on one gevent hub; signals, drain, exit codes.
 
 Puts the parts together and ends the process when one of them dies. No rules here. Exit codes: 0 stopped, 1 a part failed,
-2 configuration or start refused.
+2 configuration or start refused; those of --check are in greenroom/checkup.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 from gevent.threadpool import ThreadPool
 
-from greenroom import __version__, config, logs
+from greenroom import __version__, checkup, config, logs
 from greenroom.clock import Clock
 from greenroom.config import BrokerConfig
 from greenroom.dispatch import Dispatch
@@ -45,6 +45,7 @@ from greenroom.listener import SPARE_FILES, Listener
 from greenroom.protocol import parse_request
 from greenroom.session import Sessions
 from greenroom.stores import Retention, open_store
+from greenroom.stores.disk_room import DiskRoom
 from greenroom.tls import ALPN, days_left, describe_certificate, server_context
 from greenroom.verbs import HANDLERS
 from greenroom.webui.app import make_app
@@ -154,6 +155,11 @@ class Broker:
             return "no file descriptors are left: nobody new is accepted"
         return None
 
+    def remarks(self) -> list[str]:
+        """Return what a person should look at although the broker takes jobs."""
+        damaged = len(self.engine.damaged)
+        return [f"jobs whose row on disk is damaged: {damaged} (docs/operations.md, Damage)"] if damaged else []
+
     def security(self) -> dict:
         """Return what `/api/security` shows: read from the live context, listener and certificate."""
         info, listener = self.certificate, self.listener
@@ -177,13 +183,15 @@ class Broker:
 
     def start(self) -> None:
         """Open everything. Raises StoreError, or OSError from a port, with what was opened closed again."""
+        if self.settings.data != "memory:":
+            DiskRoom(self.settings.data).release_if_short()
         restored = self.store.open()
         try:
             self.engine.restore(restored, self.clock.now(), self.settings.restart_grace_s)
             self.dispatch.start()
             self.sessions.start(self.fail)
             self._bind(self.listener.start, self.settings.host, self.settings.port, "--port")
-            self.web = serve(make_app(self.call, self.security, self.live, self.ready), WEB_HOST, self.settings.web_port)
+            self.web = serve(make_app(self.call, self.security, self.live, self.ready, self.remarks), WEB_HOST, self.settings.web_port)
             self._bind(self.web.start, WEB_HOST, self.settings.web_port, "--web-port")
         except BaseException:
             self.listener.stop_listening()
@@ -305,9 +313,12 @@ def _tune_garbage_collection() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a broker until it is told to stop; returns the exit code."""
+    """Run a broker until it is told to stop, or only look (--check); returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--check" in argv:
+        return checkup.check(argv, os.environ, print)
     try:
-        settings = config.load(sys.argv[1:] if argv is None else argv, os.environ)
+        settings = config.load(argv, os.environ)
     except ConfigError as exc:
         sys.stderr.write(f"broker.py: {exc}\n")
         return 2

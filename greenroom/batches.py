@@ -14,6 +14,7 @@ Rows are written as the jobs are when the slice is applied, so the disk may be a
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -23,10 +24,12 @@ from greenroom.effects import Delivery, Effects
 from greenroom.engine import Engine
 from greenroom.errors import GreenroomError, UnknownOutcomeError
 from greenroom.job import SMALL_BYTES, Job, State
-from greenroom.records import Lost, Submission
+from greenroom.records import Damaged, Lost, Submission
 from greenroom.sessions import Lease
 from greenroom.stores import Store
 from greenroom.waits import Waits
+
+log = logging.getLogger(__name__)
 
 #: Rows applied between two looks at the sockets: 1 to 2 ms of the hub.
 SLICE_JOBS = 400
@@ -91,11 +94,12 @@ class Budget:
 class Batch:
     """Rows of one transaction, and what leaves after it."""
 
-    __slots__ = ("dirty", "submissions", "leaving", "held_bytes", "payload_bytes")
+    __slots__ = ("dirty", "submissions", "damaged", "leaving", "held_bytes", "payload_bytes")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
         self.submissions: dict[bytes, Submission] = {}
+        self.damaged: list[Damaged] = []
         # (peer, request id, answer), (peer, None, notice) or (None, None, function to call)
         self.leaving: list[tuple[Peer | None, int | None, object]] = []
         self.held_bytes = 0  # of `leaving`, roughly
@@ -104,7 +108,7 @@ class Batch:
     @property
     def has_rows(self) -> bool:
         """True if it needs a COMMIT of its own."""
-        return bool(self.dirty or self.submissions)
+        return bool(self.dirty or self.submissions or self.damaged)
 
 
 class Batches:
@@ -145,6 +149,12 @@ class Batches:
         if effects.dirty:
             self._note_rows()
             batch.dirty.update(effects.dirty)
+        if effects.damaged:
+            self._note_rows()
+            batch.damaged.extend(effects.damaged)
+            for record in effects.damaged:
+                log.error("job %d is damaged: its %s does not match the checksum; it is set aside (docs/operations.md, Damage)",
+                          record.job, record.what)
         for delivery in effects.deliveries:
             self._deliver(delivery)
             for job in delivery.jobs:
@@ -288,6 +298,7 @@ class Batches:
         else:  # rows that came while the closed batch was applied in slices join its transaction
             self._closed.dirty.update(batch.dirty)
             self._closed.submissions.update(batch.submissions)
+            self._closed.damaged.extend(batch.damaged)
             self._closed.leaving.extend(batch.leaving)
             self._closed.held_bytes += batch.held_bytes
         jobs = list(batch.dirty.values())
@@ -295,6 +306,8 @@ class Batches:
             self._to_apply.append(jobs[first:first + SLICE_JOBS])
         if batch.submissions:
             self.store.apply([], list(batch.submissions.values()))
+        if batch.damaged:
+            self.store.set_aside(batch.damaged)
 
     def apply_slice(self) -> bool:
         """Write some of the rows; returns True when all are written."""
@@ -334,7 +347,7 @@ class Batches:
             if self._refills:
                 self._refill(now)
             elif self._wants_scheduled:
-                self._refill_scheduled()
+                self._refill_scheduled(now)
             elif self._loads:
                 self._load_some(*self._loads.popleft())
             else:
@@ -350,6 +363,11 @@ class Batches:
             for job_id, job in jobs.items():
                 if isinstance(job, Job) and budget.take(job):
                     jobs[job_id] = self.store.load([job_id])[job_id]
+        for job_id, job in jobs.items():
+            if job_id in self.engine.aside and isinstance(job, Job):
+                job.damage = self.engine.aside[job_id]  # also where what is damaged was not loaded
+            if isinstance(job, Job) and job.damage is not None and self.engine.note_damage(job_id, job.damage):
+                log.error("job %d is damaged: its %s does not match the checksum (docs/operations.md, Damage)", job_id, job.damage)
         loaded(jobs)
 
     def _refill(self, now: float) -> None:
@@ -364,12 +382,12 @@ class Batches:
         self.engine.refilled(lane, plan, rows, payloads, now)
         self.collect()
 
-    def _refill_scheduled(self) -> None:
+    def _refill_scheduled(self, now: float) -> None:
         self._wants_scheduled = False
         after = self.engine.scheduled.edge or (0.0, 0)
         asked = self.engine.scheduled_slice()
         rows = self.store.take_scheduled(after, asked)
-        self.engine.scheduled_refilled(rows, asked)
+        self.engine.scheduled_refilled(rows, asked, now)
         self.collect()
 
     def _numbers_low(self) -> bool:

@@ -59,15 +59,25 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> BrokerConfig:
 
     Raises ConfigError that names the bad value and where it stands. `--help` and bad flags exit, as argparse does.
     """
+    config, errors = collect(argv, environ)
+    if errors:
+        raise errors[0]
+    return config
+
+
+def collect(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[BrokerConfig, list[ConfigError]]:
+    """Put the configuration together as `load` does; return it without the values that are wrong, and all that is wrong."""
     given = vars(_parser().parse_args(argv))
+    given.pop("check")
     path = given.pop("config") or environ.get("GREENROOM_CONFIG")
     values: dict[str, object] = {}
-    values.update(_from_file(Path(path)) if path else {})
-    values.update(_from_environment(environ))
+    errors: list[ConfigError] = []
+    values.update(_from_file(Path(path), errors) if path else {})
+    values.update(_from_environment(environ, errors))
     values.update({name: value for name, value in given.items() if value is not None})
     config = BrokerConfig(**values)
-    _check_together(config)
-    return config
+    errors.extend(_check_together(config))
+    return config, errors
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="broker.py", allow_abbrev=False, description="The Greenroom job broker.",
         epilog="Each flag is also an environment variable (--web-port: GREENROOM_WEB_PORT) and a key of the TOML file (web_port).")
     parser.add_argument("--config", metavar="FILE", help="TOML file with the settings below (GREENROOM_CONFIG)")
+    parser.add_argument("--check", action="store_true",
+                        help="look at the configuration, the certificates and the store, say what is wrong, start nothing")
     for setting in fields(BrokerConfig):
         flag = "--" + setting.name.replace("_", "-")
         shown = setting.default if setting.default != "" else "none"
@@ -113,46 +125,51 @@ def _convert(setting: object, value: object) -> object:
     return converted
 
 
-def _from_file(path: Path) -> dict[str, object]:
+def _from_file(path: Path, errors: list[ConfigError]) -> dict[str, object]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise ConfigError(f"cannot read {path}: {exc.strerror}") from None
+        errors.append(ConfigError(f"cannot read {path}: {exc.strerror}"))
+        return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} is not TOML: {exc}") from None
-    return _known(table, str(path))
+        errors.append(ConfigError(f"{path} is not TOML: {exc}"))
+        return {}
+    return _known(table, str(path), errors)
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+def _from_environment(environ: Mapping[str, str], errors: list[ConfigError]) -> dict[str, object]:
     # Names of clients and workers share the prefix, so an unknown name here is not an error.
     names = {ENVIRONMENT_PREFIX + setting.name.upper(): setting for setting in fields(BrokerConfig)}
     given = {names[key].name: (key, value) for key, value in environ.items() if key in names}
     values = {}
     for name, (key, value) in given.items():
-        values.update(_known({name: value}, f"the environment ({key})"))
+        values.update(_known({name: value}, f"the environment ({key})", errors))
     return values
 
 
-def _known(table: Mapping[str, object], where: str) -> dict[str, object]:
+def _known(table: Mapping[str, object], where: str, errors: list[ConfigError]) -> dict[str, object]:
+    """Return the values of a table that are good; what is wrong with the others is added to `errors`."""
     settings = {setting.name: setting for setting in fields(BrokerConfig)}
     values: dict[str, object] = {}
     for name, value in table.items():
         if name not in settings:
             close = difflib.get_close_matches(name, settings, n=1)
             hint = f": did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"{where} has an unknown key {name}{hint}", field=name)
+            errors.append(ConfigError(f"{where} has an unknown key {name}{hint}", field=name))
+            continue
         try:
             values[name] = _convert(settings[name], value)
         except ValueError as exc:
-            raise ConfigError(f"{name} in {where} {exc}", field=name) from None
+            errors.append(ConfigError(f"{name} in {where} {exc}", field=name))
     return values
 
 
-def _check_together(config: BrokerConfig) -> None:
+def _check_together(config: BrokerConfig) -> list[ConfigError]:
     if config.host not in LOOPBACK_HOSTS and not config.client_ca:
-        raise ConfigError(
+        return [ConfigError(
             f"--host {config.host} is reachable from other machines: that needs --client-ca FILE, so that only those with a "
-            "client certificate get in (docs/operations.md, A worker on a second machine)", field="host")
+            "client certificate get in (docs/operations.md, A worker on a second machine)", field="host")]
+    return []
 
 
 assert all(setting.default is not MISSING and setting.type in _KINDS for setting in fields(BrokerConfig))

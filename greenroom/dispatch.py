@@ -7,13 +7,12 @@ one the timer; COMMIT itself runs in a thread of its own, so that a slow disk ne
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
 import gevent
-from gevent.event import Event
+from gevent.event import AsyncResult, Event
 from gevent.queue import Empty, Queue
 from gevent.threadpool import ThreadPool
 
@@ -26,6 +25,7 @@ from greenroom.errors import BusyError, DrainingError
 from greenroom.job import Job
 from greenroom.records import Lost
 from greenroom.stores import Reader, Store
+from greenroom.stores.disk_room import DiskRoom
 from greenroom.waits import Waits
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,6 @@ MAX_FLUSHES = 5
 LOAD_IDS = 200
 #: Ids that wait to be looked up in the store, of all peers; beyond it BUSY.
 MAX_LOADING_IDS = 20_000
-#: Below so much free disk new jobs are refused while settles still find room.
-MIN_FREE_BYTES = 64 * 2**20
 
 
 class Dispatch:
@@ -82,7 +80,8 @@ class Dispatch:
         self._loading_ids = 0
         self._has_failed = False
         self._next_disk_look = 0.0
-        self._data_dir = data_dir
+        self._room = None if data_dir is None else DiskRoom(data_dir)
+        self._room_look: AsyncResult | None = None
         self._on_fatal = on_fatal
         self._timer_wake = Event()
         self._planned_at = 0.0
@@ -90,6 +89,7 @@ class Dispatch:
         self._page_threads = ThreadPool(READERS)
         self._backup_threads = ThreadPool(backups.THREADS)
         self.backups = Backups(None if data_dir is None else Path(data_dir), self._backup_threads.spawn, self._in_backup_thread)
+        self._room_thread = ThreadPool(1)
         self._readers: Queue[Reader] = Queue()
         self._pages_open = 0
         self._greenlets: list[gevent.Greenlet] = []
@@ -204,12 +204,17 @@ class Dispatch:
             return
         self._next_disk_look = now + TICK_AT_LEAST_S
         self.batches.prune_soon(now)
-        if self._data_dir is not None:
-            free = shutil.disk_usage(self._data_dir).free
-            if (free < MIN_FREE_BYTES) != self.store_full:
-                self.store_full = not self.store_full
-                log.error("disk space is %s: %d MiB are free", "short, new jobs are refused" if self.store_full else "back",
-                          free // 2**20)
+        if self._room is not None and (self._room_look is None or self._room_look.ready()):
+            self._room_look = self._room_thread.spawn(self._room.look)  # a disk that hangs must not hold up the hub
+            self._room_look.rawlink(self._looked_at_disk)
+
+    def _looked_at_disk(self, look: AsyncResult) -> None:
+        if not look.successful():
+            log.error("the free disk space is not known: %s", look.exception)
+        elif look.value != self.store_full:
+            self.store_full = look.value
+            log.error("disk space is %s: %d MiB are free", "short, new jobs are refused" if self.store_full else "back",
+                      self._room.free_bytes // 2**20)
 
     # -- for sessions and the web -------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from greenroom.job import Job
+from greenroom.records import Damaged
 
 if TYPE_CHECKING:
     from greenroom.lanes import Lane
@@ -40,9 +41,10 @@ class Effects:
         closes: sessions that another one replaced; their connections end.
         refills: lanes whose window wants jobs, or a head's payload, from the store.
         wants_scheduled: the window of scheduled jobs wants more.
+        damaged: waiting jobs that the store must set aside.
     """
 
-    __slots__ = ("dirty", "deliveries", "notices", "finished", "closes", "refills", "wants_scheduled")
+    __slots__ = ("dirty", "deliveries", "notices", "finished", "closes", "refills", "wants_scheduled", "damaged")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
@@ -52,3 +54,4 @@ class Effects:
         self.closes: list[Session] = []
         self.refills: list[Lane] = []
         self.wants_scheduled = False
+        self.damaged: list[Damaged] = []

@@ -15,9 +15,9 @@ from greenroom.errors import BusyError, DrainingError, FinishedError, FullError,
 from greenroom.groups import Group
 from greenroom.job import FINISHED_STATES, Job, NewJob, State, rank_of
 from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
-from greenroom.leases import LeaseRules
+from greenroom.leases import LeaseRules, damaged_error
 from greenroom.sessions import Parked, Session
-from greenroom.records import LaneCounts, Lost, Restored
+from greenroom.records import Damaged, LaneCounts, Lost, Restored
 
 
 #: Lanes dropped at once when the cap is met: 0.1 ms.
@@ -47,6 +47,9 @@ class Engine(LeaseRules):
             self._attach(job)
             self._leave_waiting(job)
             self._finish(job, State.CANCELLED, now)
+        self.aside.update(restored.damaged)
+        for job_id, what in restored.damaged.items():
+            self.note_damage(job_id, what)
         self._ask_scheduled()
 
     def _restore_lane(self, counts: LaneCounts) -> None:
@@ -164,11 +167,13 @@ class Engine(LeaseRules):
 
     @staticmethod
     def check_there(job_id: int, loaded: Job | Lost) -> Job:
-        """Return a loaded job, or raise NotFoundError or GoneError."""
+        """Return a loaded job, or raise NotFoundError, GoneError or DamagedError."""
         if isinstance(loaded, Lost):
             if loaded.handed_out:
                 raise GoneError(f"job {job_id} is no longer kept")
             raise NotFoundError(f"no job {job_id}")
+        if loaded.damage is not None:
+            raise damaged_error(loaded)
         return loaded
 
     def _attach(self, job: Job) -> None:
@@ -330,7 +335,7 @@ class Engine(LeaseRules):
         if head is not None and head.payload is None:
             return RefillPlan(lane.queue, lane.task, 0, 0, lane.unloaded())
         missing = min(self.window.slice_rows(lane.mean_bytes), REFILL_TO - lane.in_memory)
-        if lane.in_store > 0 and missing > 0 and (head is None or self.window.has_room):
+        if lane.in_store > 0 and lane.edge is not None and missing > 0 and (head is None or self.window.has_room):
             return RefillPlan(lane.queue, lane.task, lane.edge, missing, [])
         return None
 
@@ -341,17 +346,20 @@ class Engine(LeaseRules):
         """
         lane.is_filling = False
         if plan is not None and plan.limit:
+            edge = plan.after_rank
             for job in rows:
-                if job.id not in self.jobs:
+                if job.id in self.jobs:
+                    edge = job.rank if job.damage is None else edge
+                elif job.damage is not None:
+                    self._set_aside(job, lane, State.QUEUED, now)
+                else:
+                    edge = job.rank
                     job.lane = lane
                     self.jobs[job.id] = job
                     lane.append(job)
-            lane.edge = None if len(rows) < plan.limit else rows[-1].rank
-        for job_id, payload in payloads.items():
-            job = self.jobs.get(job_id)
-            if job is not None and job.payload is None and job.state is State.QUEUED:
-                job.payload = payload
-                self.window.payload_bytes += job.payload_bytes
+            lane.edge = None if len(rows) < plan.limit else edge  # a damaged row's rank says nothing; its next slice lacks it
+        elif plan is not None:
+            self._take_payloads(plan.payload_ids, payloads, now)
         rank = lane.best_rank()
         if rank is not None:
             self._offer(lane, rank)
@@ -360,6 +368,36 @@ class Engine(LeaseRules):
         self._match({lane: None}, now, was_blocked=True)
         self._answer_all_late(lane.groups, now)
         self._keep_budget()
+
+    def _take_payloads(self, ids: list[int], payloads: dict[int, bytes], now: float) -> None:
+        """Give queued jobs in memory the payloads they lack; one whose payload the store could not give is set aside."""
+        for job_id in ids:
+            job = self.jobs.get(job_id)
+            if job is None or job.payload is not None or job.state is not State.QUEUED:
+                continue
+            if job_id in payloads:
+                job.payload = payloads[job_id]
+                self.window.payload_bytes += job.payload_bytes
+                continue
+            job.damage = "payload"
+            job.lane.remove(job)
+            del self.jobs[job_id]
+            self._set_aside(job, job.lane, State.QUEUED, now)
+            job.state = State.FAILED  # of this forgotten object alone: its entry in the lane is skipped like a finished job's
+
+    def _set_aside(self, job: Job, lane: Lane, counted: State, now: float) -> None:
+        """Count a damaged job out of its lane and have the store do the same. Its fields mean nothing but for its id."""
+        if job.id in self.aside:
+            return
+        self.aside[job.id] = job.damage
+        self.note_damage(job.id, job.damage)
+        size = job.payload_bytes if job.damage == "payload" else len(job.payload or b"")
+        size = min(size, lane.waiting_bytes, self.waiting_bytes)
+        lane.count(counted, -1)
+        lane.waiting_bytes -= size
+        self.waiting_bytes -= size
+        self.waiting -= 1
+        self.effects.damaged.append(Damaged(job.id, job.damage, now, lane.queue, lane.task, counted, size))
 
     def _answer_all_late(self, groups: Iterable[Group], now: float) -> None:
         """Answer reserves that waited longer than they wanted, for the store, once it turns out that nothing is there."""
@@ -386,15 +424,31 @@ class Engine(LeaseRules):
         """Tell how many scheduled jobs to fetch at once."""
         return self.window.slice_rows(self.waiting_bytes // max(1, self.waiting))
 
-    def scheduled_refilled(self, rows: list[Job], asked: int) -> None:
+    def scheduled_refilled(self, rows: list[Job], asked: int, now: float) -> None:
         """Take in scheduled jobs that the store gave for `take_scheduled(edge, asked)`."""
+        edge = self.scheduled.edge
         for job in rows:
-            if job.id not in self.jobs:
+            if job.id in self.jobs:
+                edge = (job.run_at, job.id) if job.damage is None else edge
+            elif job.damage is not None:
+                lane = self._lane_that_counts(job)
+                if lane is not None:
+                    self.scheduled.total -= job.id not in self.aside
+                    self._set_aside(job, lane, State.SCHEDULED, now)
+            else:
+                edge = (job.run_at, job.id)
                 self._attach(job)
                 self.jobs[job.id] = job
                 self.scheduled.load(job)
         self.scheduled.is_filling = False
-        self.scheduled.edge = None if len(rows) < asked else (rows[-1].run_at, rows[-1].id)
+        self.scheduled.edge = None if len(rows) < asked else edge
+
+    def _lane_that_counts(self, job: Job) -> Lane | None:
+        """Return the lane among whose scheduled jobs a damaged one is; any other that has some if its names can't be believed."""
+        lane = self.lanes.get((job.queue, job.task))
+        if lane is not None and lane.counts[State.SCHEDULED] > 0:
+            return lane
+        return next((lane for lane in self.lanes.values() if lane.counts[State.SCHEDULED] > 0), None)
 
     def _ask_scheduled(self) -> None:
         if self.scheduled.wants_refill and not self.scheduled.is_filling:

@@ -124,6 +124,12 @@ class GoneError(GreenroomError):
     code = "GONE"
 
 
+class DamagedError(GreenroomError):
+    """Raised when what the disk has of a job, or of a submission, does not match its checksum. It is kept for a person."""
+
+    code = "DAMAGED"
+
+
 class FinishedError(GreenroomError):
     """Raised when a verb needs an unfinished job and this one is already finished."""
 

@@ -66,7 +66,7 @@ class Job:
         "id", "queue", "task", "lane", "priority", "place", "rank", "state", "payload", "payload_bytes", "raw",
         "submitted_at", "run_at", "started_at", "finished_at", "worker", "fence", "attempt", "crashes", "requeues",
         "cancel_requested", "result", "result_bytes", "result_raw", "error", "lease", "late_fence",
-        "stored_state", "stored_requeues", "stored_lease", "checkpoint",
+        "stored_state", "stored_requeues", "stored_lease", "checkpoint", "damage",
     )
 
     def __init__(self, job_id: int, queue: str, task: str, priority: int, payload: bytes | None, raw: bool,
@@ -102,6 +102,7 @@ class Job:
         self.stored_requeues = 0
         self.stored_lease = 0  # fence of the lease on disk, 0: none
         self.checkpoint = False  # the engine wants the lease on disk
+        self.damage: str | None = None  # what does not match its checksum on disk: "row", "payload" or "result"
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.queue}/{self.task} {self.state.label}>"

@@ -173,8 +173,8 @@ class Lane:
 
     @property
     def wants_refill(self) -> bool:
-        """True when the window runs low and the store has more."""
-        return self.in_memory < REFILL_BELOW and self.in_store > 0
+        """True when the window runs low and the store has more. Without an edge it has not, whatever is counted."""
+        return self.in_memory < REFILL_BELOW and self.in_store > 0 and self.edge is not None
 
     def count(self, state: State, number: int) -> None:
         """Count jobs that appear in a state: new ones, or those that a restart found."""

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from greenroom.effects import Effects
-from greenroom.errors import GoneError, GreenroomError, LeaseLostError, NotFoundError
+from greenroom.errors import DamagedError, GoneError, GreenroomError, LeaseLostError, NotFoundError
 from greenroom.groups import Groups
 from greenroom.job import Job, State, move
 from greenroom.lanes import Lane, Window
@@ -28,6 +28,8 @@ CHECKPOINT_AFTER_S = 1.0
 CHECKPOINTS_APART_S = 0.2
 #: One tick does about so much, then asks to be called again at once: 2 ms.
 TICK_OPERATIONS = 500
+#: Damaged jobs that are remembered to be shown.
+MAX_DAMAGED = 10_000
 #: A lease that two heartbeats miss goes back; beats closer together than this count as one.
 BEATS_APART_S = 1.0
 
@@ -83,6 +85,8 @@ class LeaseRules:
         self.leases = 0
         self.draining = False
         self.requeued_by: Counter[str] = Counter()
+        self.damaged: dict[int, str] = {}  # id -> what of it does not match its checksum on disk
+        self.aside: dict[int, str] = {}  # those that waited: out of every window, and not counted
         self.totals: list[int] = [0] * (max(State) + 1)
         self.requeues = 0
         self._instances: dict[bytes, Session] = {}
@@ -171,6 +175,13 @@ class LeaseRules:
         job.lease = session.leases[job.id] = Lease(job, stored.fence, session, stored.granted_at)
         self.leases += 1
         job.checkpoint = True
+
+    def note_damage(self, job_id: int, what: str) -> bool:
+        """Note that a job is damaged on disk; returns True if that was not known (and is not one too many to list)."""
+        if job_id in self.damaged or len(self.damaged) >= MAX_DAMAGED:
+            return False
+        self.damaged[job_id] = what
+        return True
 
     def saw(self, session: Session, now: float) -> None:
         """Note a sign of life: all leases of the session hold for another lease time."""
@@ -488,12 +499,19 @@ class LeaseRules:
                     self._checkpoint(lease.job)
 
 
+def damaged_error(found: Job) -> DamagedError:
+    """Say that a loaded job is damaged."""
+    return DamagedError(f"job {found.id} is damaged on disk (its {found.damage} does not match the checksum); it is kept as it is")
+
+
 def _settle_finished(item: SettleItem, found: Job | Lost) -> str | GreenroomError:
     """Answer a settle of a job that is not in memory: the settle came before, or the lease is long gone."""
     if isinstance(found, Lost):
         if found.handed_out:
             return GoneError(f"job {item.job} is no longer kept")
         return NotFoundError(f"no job {item.job}")
+    if found.damage is not None:
+        return damaged_error(found)
     repeats = {"ack": (State.COMPLETED,), "fail": (State.FAILED, State.CANCELLED),
                "nack": (State.QUEUED, State.CANCELLED), "crash": (State.QUEUED, State.CANCELLED, State.FAILED)}
     if found.fence == item.fence and found.state in repeats[item.outcome]:

@@ -31,12 +31,25 @@ class StoredLease(NamedTuple):
     granted_at: float
 
 
+class Damaged(NamedTuple):
+    """A waiting job that does not match its checksum: set aside, never delivered, never deleted."""
+
+    job: int
+    what: str  # row or payload
+    seen_at: float
+    queue: str = ""  # of the lane that counted it
+    task: str = ""
+    state: int = 0  # greenroom.job.State under which the lane counted it
+    payload_bytes: int = 0  # … and its payload
+
+
 class Restored(NamedTuple):
     """What a restart starts from. Queued and scheduled jobs are not in it: the engine asks for them in windows."""
 
     lanes: list[LaneCounts]
     leases: list[StoredLease]
     cancelled: list[Job]  # unfinished jobs without a lease whose cancel was requested
+    damaged: dict[int, str] = {}  # id -> what, of jobs that were set aside before
 
 
 class Submission(NamedTuple):
@@ -44,7 +57,7 @@ class Submission(NamedTuple):
 
     id: bytes  # 16 bytes
     body_hash: bytes  # 16 bytes
-    outcome: str  # JSON
+    outcome: str  # JSON; empty: it does not match its checksum
     created_at: float
 
 

@@ -40,8 +40,9 @@ class Scheduled:
 
     @property
     def wants_refill(self) -> bool:
-        """True when the window runs low and the store has more."""
-        return self.in_memory < REFILL_BELOW and self._bytes < MAX_BYTES_IN_MEMORY // 2 and self.in_store > 0
+        """True when the window runs low and the store has more. Without an edge it has not, whatever is counted."""
+        return (self.in_memory < REFILL_BELOW and self._bytes < MAX_BYTES_IN_MEMORY // 2 and self.in_store > 0
+                and self.edge is not None)
 
     def add(self, job: Job) -> bool:
         """Take in a new scheduled job; returns False if it belongs to the store alone. Counts it either way."""

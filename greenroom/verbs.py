@@ -16,7 +16,8 @@ from greenroom.batches import Budget, Peer
 from greenroom.dispatch import Dispatch
 from greenroom.engine import Engine
 from greenroom.errors import (
-    BusyError, DrainingError, FullError, GreenroomError, InternalError, KeyConflictError, StoreFullError, TooLargeError)
+    BusyError, DamagedError, DrainingError, FullError, GreenroomError, InternalError, KeyConflictError, StoreFullError,
+    TooLargeError)
 from greenroom.job import FINISHED_STATES, STATE_BY_LABEL, Job, NewJob, State, parse_new_job
 from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_value, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
@@ -72,6 +73,9 @@ def _submit(dispatch: Dispatch, caller: Caller, request: Request) -> None:
         def work() -> None:
             if known is None:
                 _store_jobs(dispatch, caller, request.id, items, (submission_id, body_hash))
+            elif not known.outcome:
+                raise DamagedError("what the disk has under this submission id is damaged: its jobs were stored, but it is not known "
+                                   "which", field="submission")
             elif known.body_hash != body_hash:
                 raise KeyConflictError("this submission id was used with other jobs", field="submission")
             else:
@@ -186,11 +190,10 @@ def _is_cut(shown: dict, *, with_payload: bool) -> bool:
 
 
 def _view_or_error(job_id: int, found: Job | Lost, *, with_payload: bool = False) -> dict:
-    if isinstance(found, Lost):
-        try:
-            Engine.check_there(job_id, found)
-        except GreenroomError as exc:
-            return {"id": job_id, "error": error_fields(exc)}
+    try:
+        Engine.check_there(job_id, found)
+    except GreenroomError as exc:
+        return {"id": job_id, "error": error_fields(exc)}
     return views.view(found, with_payload=with_payload, with_result=True)
 
 
@@ -211,7 +214,7 @@ def _wait(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     def took(jobs: dict[int, Job | Lost]) -> None:
         for job_id, job in jobs.items():
             found = dispatch.as_memory_knows(job)
-            if isinstance(found, Lost) or found.state in FINISHED_STATES:
+            if isinstance(found, Lost) or found.damage is not None or found.state in FINISHED_STATES:
                 over.append(_view_or_error(job_id, found))
 
     def done() -> None:
@@ -344,7 +347,7 @@ def _stats(dispatch: Dispatch, caller: Caller, request: Request) -> None:
         "commits": batches.commits, "rows": batches.rows, "batch_rows": batches.last_rows,
         "commit_ms": round(dispatch.commit_s * 1000, 3)}, hub={
         "lag_ms": round(dispatch.lag_s * 1000, 3), "max_lag_ms": round(dispatch.max_lag_s * 1000, 3)},
-        requeued_by=dict(dispatch.engine.requeued_by))
+        requeued_by=dict(dispatch.engine.requeued_by), damaged=views.damaged(dispatch.engine))
     dispatch.batches.hold(caller, request.id, shown)
 
 

@@ -6,6 +6,7 @@ Must not change what it shows, nor know who asks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from greenroom.engine import Engine
 from greenroom.groups import Group
@@ -31,6 +32,8 @@ def view(job: Job, *, with_payload: bool = False, with_result: bool = False) -> 
         "result_bytes": len(job.result) if job.result is not None else job.result_bytes,
         "encoding": "raw" if job.raw else "msgpack", "error": job.error,
     }
+    if job.damage is not None:
+        shown["damaged"] = job.damage
     if with_payload:
         shown["payload"] = job.payload
     if with_result:
@@ -122,6 +125,11 @@ def _worker(session: Session) -> dict[str, object]:
         "connected_at": session.connected_at, "last_seen_at": session.last_seen, "done": session.done,
         "failed": session.failed, "lost": session.lost, "address": session.address, "software": session.software,
     }
+
+
+def damaged(engine: Engine) -> dict[str, object]:
+    """Return the jobs that do not match their checksums on disk: how many are known, and the first of them."""
+    return {"total": len(engine.damaged), "jobs": list(islice(engine.damaged, MAX_JOBS_OF_WORKER))}
 
 
 def counts(engine: Engine, breathe: Callable[[], None]) -> dict[str, object]:

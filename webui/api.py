@@ -31,7 +31,7 @@ Call = Callable[[str, dict], dict]
 
 
 def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], live: Live,
-               ready: Callable[[], str | None]) -> None:
+               ready: Callable[[], str | None], remarks: Callable[[], list[str]]) -> None:
     """Add the routes of docs/rest.md to a bottle application; the arguments are those of app.make_app."""
     api = _Api(call, security)
 
@@ -48,7 +48,7 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/security", api.security)
     route("/api/events", lambda: _events(live))
     route("/healthz", lambda: {"status": "ok"})
-    route("/readyz", lambda: _readiness(ready))
+    route("/readyz", lambda: _readiness(ready, remarks))
 
 
 def _answered(handler: Callable[..., dict]) -> Callable[..., bytes | Iterator[bytes]]:
@@ -178,11 +178,12 @@ def _events(live: Live) -> Iterator[bytes]:
     return stream
 
 
-def _readiness(ready: Callable[[], str | None]) -> dict:
+def _readiness(ready: Callable[[], str | None], remarks: Callable[[], list[str]]) -> dict:
     reason = ready()
     if reason is not None:
         raise Refused("NOT_READY", reason)
-    return {"status": "ready"}
+    said = remarks()
+    return {"status": "ready", "remarks": said} if said else {"status": "ready"}
 
 
 def _query(*allowed: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ def stats(reply: dict) -> dict:
     states = reply["states"]
     counts = {state: states.get(state, 0) for state in ("queued", "scheduled", "running", "completed", "failed", "cancelled")}
     kept = ("requeued", "total", "workers", "idle", "busy", "connections", "now", "started_at", "version", "states", "tasks",
-            "memory", "store")
+            "memory", "store", "damaged")
     return {"queue_size": counts["queued"] + counts["scheduled"], **counts, **{name: reply.get(name) for name in kept}}
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from greenroom.errors import ConfigError
 from greenroom.job import Job
-from greenroom.records import LaneCounts, Lost, Restored, StoredLease, Submission
+from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, Submission
 
 
 #: The outcome of a submit is remembered so long under the id its client gave it.
@@ -29,7 +29,7 @@ SUBMISSION_KEPT_S = 600.0
 COUNT_KEEPS_S = 3600.0
 
 
-__all__ = ["LaneCounts", "Lost", "Reader", "Restored", "Retention", "Store", "StoredLease", "Submission", "open_store"]
+__all__ = ["Damaged", "LaneCounts", "Lost", "Reader", "Restored", "Retention", "Store", "StoredLease", "Submission", "open_store"]
 
 
 class Store(Protocol):
@@ -65,7 +65,7 @@ class Store(Protocol):
         """Return up to `limit` jobs recorded as queued in this lane with rank above `after_rank`, in order of rank.
 
         Jobs that are leased are among them: the caller skips those it holds. Payloads up to SMALL_BYTES and above are both
-        included.
+        included. A job that does not match its checksum is among them, with `damage` set and fields that mean nothing.
         """
 
     def take_scheduled(self, after: tuple[float, int], limit: int) -> list[Job]:
@@ -76,13 +76,22 @@ class Store(Protocol):
 
         Args:
             small: leave payloads and results above SMALL_BYTES None; their sizes are known all the same.
+
+        A job that does not match its checksum has `damage` set and fields that mean nothing.
         """
 
     def payloads(self, ids: list[int]) -> dict[int, bytes]:
-        """Return the payloads of these jobs; ids without a row are left out."""
+        """Return the payloads of these jobs; those without a row, or that do not match their checksum, are left out."""
 
     def submission(self, submission_id: bytes) -> Submission | None:
-        """Return what was recorded under this id, or None."""
+        """Return what was recorded under this id, or None; with an empty outcome if it does not match its checksum."""
+
+    def set_aside(self, damaged: list[Damaged]) -> None:
+        """Record, in the open transaction, that these waiting jobs are damaged.
+
+        No window has them again, and their lanes count them no more.
+        Their rows stay as they are, whatever becomes of history. Nothing happens to those that were set aside before.
+        """
 
     def prune(self, now: float, limit: int) -> int:
         """Delete up to `limit` finished jobs that are beyond retention, and as many submissions older than 10 minutes.

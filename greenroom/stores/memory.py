@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
 from greenroom.job import NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, Job, State
-from greenroom.records import LaneCounts, Lost, Restored, StoredLease, Submission
+from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 
 _PAGE_SCAN_ROWS = 20_000
@@ -111,6 +111,19 @@ class MemoryStore:
     def submission(self, submission_id: bytes) -> Submission | None:
         """Return what was recorded under this id, or None."""
         return self._submissions.get(submission_id)
+
+    def set_aside(self, damaged: list[Damaged]) -> None:
+        """Take these jobs out of their windows and counters. Memory damages nothing by itself; tests do."""
+        for record in damaged:
+            row = self._jobs.get(record.job)
+            if row is None or row.damage is not None:
+                continue
+            self._unlist(row)
+            self._leases.pop(row.id, None)
+            counts = self._counts[row.queue, row.task]
+            counts[record.state] -= 1
+            counts[7] -= record.payload_bytes
+            row.damage = record.what
 
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, oldest first; return how many rows went."""

@@ -9,9 +9,9 @@ writes. Two threads use it, never at once: statements run on the caller's, commi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -21,30 +21,19 @@ from typing import TypeVar
 import apsw
 
 from greenroom.errors import StoreError
-from greenroom.job import NUMBER_LIMIT, SMALL_BYTES, Job, State
-from greenroom.records import Lost, Restored, StoredLease, Submission
+from greenroom.job import SMALL_BYTES, Job, State
+from greenroom.records import Damaged, Lost, Restored, StoredLease, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
+from greenroom.stores.sqlite_check import check_at_start, counters, log_rest, pages, schema
+from greenroom.stores.sqlite_opening import (
+    BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, OLDEST_SQLITE, check_header, check_version, lock, make_folder, migrate, sentence,
+    set_pragmas, skip_numbers, sync_folder)
 from greenroom.stores.sqlite_reader import (
     JOB_COLUMNS, JOB_COLUMNS_WHOLE_PAYLOAD, JOBS_AND_LANES, Query, SqliteReader, job_from_row, jobs_by_id, lane_counts,
-    next_number, payloads_by_id)
+    next_number, number, payloads_by_id, with_payload)
+from greenroom.stores.sums import data_sum, record_sum, row_sum
 
-DATABASE = "greenroom.db"
-LOCK = "greenroom.lock"
-
-#: "GRNR": bytes 68 to 71 of the file say whose it is.
-APPLICATION_ID = 0x47524E52
-#: "GRNB": the file is a backup that no store was opened on yet (sqlite_backup.py).
-BACKUP_ID = 0x47524E42
-
-#: A store that is opened on a backup hands out no number of which it can't know whether it was handed out after the backup: it
-#: goes on so much higher. That is 115 days at 100,000 jobs a second, and allows 9,000 restores.
-RESTORED_SKIP = 10**12
-
-#: File n brings the schema to version n, which is the file's user_version.
-MIGRATIONS = ("sqlite_001_first.sql",)
-
-#: SQLite up to 3.51.2 may corrupt a WAL that several connections use (sqlite.org/wal.html, "The WAL-reset bug").
-OLDEST_SQLITE = (3, 51, 3)
+log = logging.getLogger(__name__)
 
 #: Writer's settings, each read back. 64 MiB of pages; the log's file is cut to 64 MiB; checkpoints are ours, see commit().
 PRAGMAS: dict[str, object] = {
@@ -58,11 +47,8 @@ CHECKPOINT_PAGES = 4096
 #: 8 MiB of pages for each reader.
 READER_PRAGMAS: dict[str, object] = {"query_only": 1, "cache_size": -8192}
 
-#: How long somebody else's lock (a person's sqlite3 shell) may hold up a statement, and with it the whole broker.
-BUSY_TIMEOUT_MS = 250
-
-#: The check at open stops after so long; see _check_content.
-CHECK_S = 0.5
+#: The check at open stops after so long: a store of gigabytes must still open soon.
+CHECK_S = 2.0
 
 #: prune() looks at so many rows for each that it may delete, stops after deleting so many bytes of payloads and results
 #: (each 4 kB are a page to visit), and rests after a sweep so long that sweeping takes about 2 % of a core.
@@ -74,46 +60,41 @@ _RECORDED = tuple(int(State.QUEUED) if state == State.RUNNING else state for sta
 _FIRST_FINISHED = int(State.COMPLETED)
 
 _INSERT = """INSERT INTO jobs (id, lane, state, finished_at, worker, rank, priority, place, raw, submitted_at, run_at,
-    started_at, fence, attempt, payload_bytes, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    started_at, fence, attempt, payload_bytes, payload, row_sum, payload_sum)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 # All that may change, for every kind of change. A shorter one for finishes saves 0.2 µs of 3.3, and loses the place of a
 # job that fell due and finished in one batch; the indexes are visited in either case, as the state is in their conditions.
 _UPDATE = """UPDATE jobs SET state = ?, finished_at = ?, worker = ?, rank = ?, priority = ?, place = ?, cancel_requested = ?,
     run_at = ?, started_at = ?, fence = ?, attempt = ?, crashes = ?, requeues = ?, result_bytes = ?, result_raw = ?,
-    result = ?, error = ? WHERE id = ?"""
+    result = ?, error = ?, row_sum = ?, result_sum = ? WHERE id = ?"""
 
 _COUNT = """UPDATE lanes SET scheduled = scheduled + ?, queued = queued + ?, requeued = requeued + ?,
     completed = completed + ?, failed = failed + ?, cancelled = cancelled + ?, waiting_bytes = waiting_bytes + ?
     WHERE id = ?"""
 
 _TAKE = f"""SELECT {JOB_COLUMNS_WHOLE_PAYLOAD} FROM {JOBS_AND_LANES}
-    WHERE jobs.lane = ? AND jobs.state = 2 AND jobs.rank > ? ORDER BY jobs.rank LIMIT ?"""
+    WHERE jobs.lane = ? AND jobs.state = 2 AND jobs.rank > ? AND jobs.id NOT IN (SELECT job FROM damaged)
+    ORDER BY jobs.rank LIMIT ?"""
 _TAKE_SCHEDULED = f"""SELECT {JOB_COLUMNS_WHOLE_PAYLOAD} FROM {JOBS_AND_LANES}
-    WHERE jobs.state = 1 AND (jobs.run_at, jobs.id) > (?, ?) ORDER BY jobs.run_at, jobs.id LIMIT ?"""
-_LEASES = f"""SELECT leases.fence, leases.instance, leases.worker, leases.granted_at, {JOB_COLUMNS}
-    FROM leases CROSS JOIN jobs ON jobs.id = leases.job CROSS JOIN lanes ON lanes.id = jobs.lane ORDER BY leases.job"""
+    WHERE jobs.state = 1 AND (jobs.run_at, jobs.id) > (?, ?) AND jobs.id NOT IN (SELECT job FROM damaged)
+    ORDER BY jobs.run_at, jobs.id LIMIT ?"""
+_LEASES = f"""SELECT leases.job, leases.fence, leases.instance, CAST(leases.worker AS BLOB), leases.granted_at, leases.sum,
+    {JOB_COLUMNS}
+    FROM leases LEFT JOIN jobs ON jobs.id = leases.job LEFT JOIN lanes ON lanes.id = jobs.lane ORDER BY leases.job"""
 _CANCELLED = f"""SELECT {JOB_COLUMNS} FROM {JOBS_AND_LANES} WHERE jobs.cancel_requested = 1 AND jobs.state < 4
     AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.job = jobs.id) ORDER BY jobs.id"""
 
 _LOOK = """SELECT count(*), max(id), min(CASE WHEN finished_at > :cutoff THEN finished_at END), total(finished_at <= :cutoff)
     FROM (SELECT id, finished_at FROM jobs WHERE id > :cursor ORDER BY id LIMIT :rows)"""
 _DUE = """SELECT id, finished_at, payload_bytes, result_bytes FROM jobs NOT INDEXED
-    WHERE id > ? AND id <= ? AND finished_at <= ? ORDER BY id LIMIT ?"""
+    WHERE id > ? AND id <= ? AND finished_at <= ? AND id NOT IN (SELECT job FROM damaged) ORDER BY id LIMIT ?"""
+
+_SET_ASIDE = """UPDATE lanes SET scheduled = max(0, scheduled - ?), queued = max(0, queued - ?),
+    waiting_bytes = max(0, waiting_bytes - ?)
+    WHERE id = ?"""
 
 Function = TypeVar("Function", bound=Callable)
-
-
-def sentence(exc: apsw.Error | OSError) -> str:
-    """Say what went wrong, for people."""
-    if isinstance(exc, apsw.FullError):
-        return "the disk is full"
-    if isinstance(exc, (apsw.CorruptError, apsw.NotADBError)):
-        return f"the database is damaged ({exc})"
-    if isinstance(exc, (apsw.BusyError, apsw.LockedError)):
-        return "another program holds a lock on the database"
-    if isinstance(exc, apsw.IOError):
-        return f"the disk does not work ({exc})"
-    return str(exc)
 
 
 def _guarded(method: Function) -> Function:
@@ -153,6 +134,7 @@ class SqliteStore:
         self._lanes: dict[tuple[str, str], int] = {}  # (queue, task) -> id in the table
         self._log_pages = 0  # in the log after the latest COMMIT
         self._finished = 0  # finished jobs on disk
+        self._pruned = 0  # finished jobs deleted so far
         self._sweep: _Sweep | None = None  # while one goes on
         self._sweep_at = 0.0  # the next one begins no sooner
         self._oldest = 0.0  # no finished job on disk is older; 0: not known
@@ -161,12 +143,15 @@ class SqliteStore:
         """Open or create the store, check it, and return what a restart needs; StoreError leaves all as it was."""
         if tuple(map(int, apsw.sqlite_lib_version().split("."))) < OLDEST_SQLITE:
             raise StoreError(f"SQLite {apsw.sqlite_lib_version()} is too old: install apsw 3.51.3 or newer")
-        _make_folder(self._folder)
-        self._lock_file = _lock(self._folder)
+        make_folder(self._folder)
+        self._lock_file = lock(self._folder)
         try:
-            _check_header(self._path)
+            check_header(self._path)
             self._db = self._connect()
-            return self._restore()
+            restored = self._restore()
+            if self._db.in_transaction:  # sums that were missing, damaged leases that went
+                self._db.execute("COMMIT")
+            return restored
         except (apsw.Error, OSError) as exc:
             self._abandon()
             raise StoreError(f"store {self._folder}: {sentence(exc)}") from exc
@@ -179,7 +164,7 @@ class SqliteStore:
         """Hand out `count` new numbers of this kind, "job" or "fence"; return the first."""
         self._begin()
         first = next_number(self._query, name)
-        self._db.execute("UPDATE meta SET value = value + ? WHERE name = ?", (count, f"next_{name}"))
+        self._set_number(f"next_{name}", first + count)
         return first
 
     @_guarded
@@ -203,7 +188,8 @@ class SqliteStore:
             self._record_leases(leased)
         if submissions:
             self._db.executemany(
-                "INSERT OR REPLACE INTO submissions (id, body_hash, outcome, created_at) VALUES (?, ?, ?, ?)", submissions)
+                "INSERT OR REPLACE INTO submissions (id, body_hash, outcome, created_at, sum) VALUES (?, ?, ?, ?, ?)",
+                [(*submission, record_sum(*submission)) for submission in submissions])
 
     @_guarded
     def commit(self) -> None:
@@ -229,12 +215,12 @@ class SqliteStore:
     def take(self, queue: str, task: str, after_rank: int, limit: int) -> list[Job]:
         """Return up to `limit` jobs queued in this lane, with payloads, by rank from `after_rank` (not included)."""
         lane = self._lanes.get((queue, task))
-        return [] if lane is None else [job_from_row(row) for row in self._query(_TAKE, (lane, after_rank, limit))]
+        return [] if lane is None else [with_payload(row) for row in self._query(_TAKE, (lane, after_rank, limit))]
 
     @_guarded
     def take_scheduled(self, after: tuple[float, int], limit: int) -> list[Job]:
         """Return up to `limit` scheduled jobs, with payloads, by (run_at, id) from `after` (not included)."""
-        return [job_from_row(row) for row in self._query(_TAKE_SCHEDULED, (*after, limit))]
+        return [with_payload(row) for row in self._query(_TAKE_SCHEDULED, (*after, limit))]
 
     @_guarded
     def load(self, ids: list[int], *, small: bool = False) -> dict[int, Job | Lost]:
@@ -247,14 +233,30 @@ class SqliteStore:
 
     @_guarded
     def payloads(self, ids: list[int]) -> dict[int, bytes]:
-        """Return the payloads of these jobs; ids without a row are left out."""
+        """Return the payloads of these jobs; those without a row, or that do not match their sum, are left out."""
         return payloads_by_id(self._query, ids)
 
     @_guarded
     def submission(self, submission_id: bytes) -> Submission | None:
-        """Return what was recorded under this id, or None."""
-        rows = self._query("SELECT id, body_hash, outcome, created_at FROM submissions WHERE id = ?", (submission_id,))
-        return Submission(*rows[0]) if rows else None
+        """Return what was recorded under this id, or None; with an empty outcome if it does not match its sum."""
+        rows = self._query("SELECT id, body_hash, CAST(outcome AS BLOB), created_at, sum FROM submissions WHERE id = ?",
+                           (submission_id,))
+        if not rows:
+            return None
+        *fields, expected = rows[0]
+        fields[2] = fields[2].decode("utf-8", "replace")
+        return Submission(*fields) if expected in (None, record_sum(*fields)) else Submission(fields[0], b"", "", 0.0)
+
+    @_guarded
+    def set_aside(self, damaged: list[Damaged]) -> None:
+        """Record that these waiting jobs are damaged; their rows stay as they are."""
+        self._begin()
+        for record in damaged:
+            self._db.execute("INSERT OR IGNORE INTO damaged (job, what, seen_at) VALUES (?, ?, ?)", record[:3])
+            if self._db.changes():
+                self._db.execute("DELETE FROM leases WHERE job = ?", (record.job,))
+                self._db.execute(_SET_ASIDE, (record.state == State.SCHEDULED, record.state == State.QUEUED, record.payload_bytes,
+                                              self._lanes[record.queue, record.task]))
 
     @_guarded
     def prune(self, now: float, limit: int) -> int:
@@ -266,7 +268,7 @@ class SqliteStore:
         try:
             db = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READONLY, vfs=self._vfs)
             db.set_busy_timeout(BUSY_TIMEOUT_MS)
-            _set_pragmas(db, READER_PRAGMAS)
+            set_pragmas(db, READER_PRAGMAS)
         except apsw.Error as exc:
             raise StoreError(f"store {self._folder}: {sentence(exc)}") from exc
         return SqliteReader(self._query_on(db), functools.partial(_close_quietly, db))
@@ -282,18 +284,26 @@ class SqliteStore:
         is_new = not self._path.exists()
         if is_new:
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite gives its own files the same
-            _sync_folder(self._folder.parent)
+            sync_folder(self._folder)
         db = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=self._vfs)
         try:
             # Only close() copies the log into the file: not a refusal, and not after the disk failed.
             db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             db.set_busy_timeout(BUSY_TIMEOUT_MS)
-            _check_content(db, self._path)
+            check_version(db.pragma("user_version"), self._path)
+            until = time.monotonic() + CHECK_S
+            is_whole = check_at_start(db, self._path, (pages, schema), until)
+            rest = log_rest(self._folder, is_open=True)
+            if rest:
+                log.warning("%s: %s", self._path, rest)
             if db.pragma("application_id") == BACKUP_ID:
-                _skip_numbers(db, self._path)
-            _migrate(db)
-            _set_pragmas(db, PRAGMAS)
+                skip_numbers(db, self._path)
+            migrate(db)
+            set_pragmas(db, PRAGMAS)
             db.set_wal_hook(self._note_log)
+            if not check_at_start(db, self._path, (counters,), until) or not is_whole:
+                log.warning("%s: the check at start was cut off after %g s; `broker.py --check` does all of it", self._path,
+                            CHECK_S)
         except BaseException:
             db.close()
             raise
@@ -301,18 +311,51 @@ class SqliteStore:
 
     def _restore(self) -> Restored:
         self._query = self._query_on(self._db)
-        self._lanes = {(queue, task): lane for lane, queue, task in self._query("SELECT id, queue, task FROM lanes", ())}
+        self._restore_lanes()
         lanes = lane_counts(self._query)
-        pruned = self._query("SELECT value FROM meta WHERE name = 'pruned'", ())[0][0]
-        self._finished = sum(lane.completed + lane.failed + lane.cancelled for lane in lanes) - pruned
+        self._restore_numbers()
+        self._finished = sum(lane.completed + lane.failed + lane.cancelled for lane in lanes) - self._pruned
         self._sweep, self._sweep_at, self._oldest = None, 0.0, 0.0
+        damaged = dict(self._query("SELECT job, what FROM damaged", ()))
+        cancelled = [job for job in map(job_from_row, self._query(_CANCELLED, ())) if not job.damage and job.id not in damaged]
+        return Restored(lanes, self._restore_leases(), cancelled, damaged)
+
+    def _restore_numbers(self) -> None:
+        """Check the numbers that must survive: a damaged one ends the start here."""
+        for name in ("next_job", "next_fence", "pruned"):
+            value = number(self._query, name)
+            if self._query("SELECT sum FROM meta WHERE name = ?", (name,)) == [(None,)]:  # from schema 1
+                self._begin()
+                self._set_number(name, value)
+        self._pruned = number(self._query, "pruned")
+
+    def _restore_lanes(self) -> None:
+        """Learn the lanes' ids; a lane whose name was changed by a flipped bit would hand its jobs to the wrong task."""
+        self._lanes = {}
+        for lane, queue, task, expected in self._query("SELECT id, queue, task, sum FROM lanes", ()):
+            if expected is None:  # from schema 1
+                self._begin()
+                self._db.execute("UPDATE lanes SET sum = ? WHERE id = ?", (record_sum(lane, queue, task), lane))
+            elif expected != record_sum(lane, queue, task):
+                raise StoreError(f"{self._path} is damaged: the name of lane {lane}; nothing was changed")
+            self._lanes[queue, task] = lane
+
+    def _restore_leases(self) -> list[StoredLease]:
         leases = []
-        for fence, instance, worker, granted_at, *row in self._query(_LEASES, ()):
-            job = job_from_row(tuple(row))
+        for job_id, fence, instance, worker, granted_at, expected, *row in self._query(_LEASES, ()):
+            job = job_from_row(tuple(row)) if row[0] is not None else None
+            if job is None or job.damage == "row" or job.fence != fence or job.state != State.QUEUED or (
+                    expected not in (None, record_sum(job_id, fence, instance, worker, granted_at))):
+                log.error("the lease of job %d on disk is damaged: the job waits again, or is set aside when its turn comes",
+                          job_id)
+                self._begin()
+                self._db.execute("DELETE FROM leases WHERE job = ?", (job_id,))
+                continue
+            if job.damage == "payload":  # its worker has it; if the job comes back, the payload is asked for and found damaged
+                job.payload = job.damage = None
             job.stored_lease = fence
-            leases.append(StoredLease(job, fence, instance, worker, granted_at))
-        cancelled = [job_from_row(row) for row in self._query(_CANCELLED, ())]
-        return Restored(lanes, leases, cancelled)
+            leases.append(StoredLease(job, fence, instance, worker.decode(), granted_at))
+        return leases
 
     def _query_on(self, db: apsw.Connection) -> Query:
         def query(sql: str, bindings: tuple | dict) -> list[tuple]:
@@ -320,6 +363,8 @@ class SqliteStore:
                 return list(db.execute(sql, bindings))
             except apsw.Error as exc:
                 raise StoreError(f"store {self._folder}: {sentence(exc)}") from exc
+            except UnicodeDecodeError as exc:
+                raise StoreError(f"store {self._folder}: the database is damaged ({exc})") from exc
         return query
 
     def _abandon(self) -> None:
@@ -335,12 +380,16 @@ class SqliteStore:
         if not self._db.in_transaction:
             self._db.execute("BEGIN IMMEDIATE")
 
+    def _set_number(self, name: str, value: int) -> None:
+        self._db.execute("UPDATE meta SET value = ?, sum = ? WHERE name = ?", (value, record_sum(name, value), name))
+
     def _insert(self, jobs: list[Job]) -> None:
         lanes = self._lanes
         self._db.executemany(_INSERT, [
             (job.id, lanes[job.queue, job.task], _RECORDED[job.state], job.finished_at, job.worker, job.rank, job.priority,
              job.place, job.raw, job.submitted_at, job.run_at, job.started_at, job.fence, job.attempt, job.payload_bytes,
-             job.payload if job.payload_bytes <= SMALL_BYTES else None) for job in jobs])
+             job.payload if job.payload_bytes <= SMALL_BYTES else None, row_sum(job, _RECORDED[job.state], None),
+             data_sum(job.id, job.payload)) for job in jobs])
         large = [(job.id, job.payload) for job in jobs if job.payload_bytes > SMALL_BYTES]
         if large:
             self._db.executemany("INSERT INTO payloads (job, data) VALUES (?, ?)", large)
@@ -353,9 +402,12 @@ class SqliteStore:
             if size > SMALL_BYTES:
                 large.append((job.id, result))
                 result = None
-            rows.append((_RECORDED[job.state], job.finished_at, job.worker, job.rank, job.priority, job.place,
+            error = None if error is None else json.dumps(error)
+            result_sum = None if job.result is None else data_sum(job.id, job.result)
+            recorded = _RECORDED[job.state]
+            rows.append((recorded, job.finished_at, job.worker, job.rank, job.priority, job.place,
                          job.cancel_requested, job.run_at, job.started_at, job.fence, job.attempt, job.crashes,
-                         job.requeues, size, job.result_raw, result, None if error is None else json.dumps(error), job.id))
+                         job.requeues, size, job.result_raw, result, error, row_sum(job, recorded, error), result_sum, job.id))
         self._db.executemany(_UPDATE, rows)
         if large:
             self._db.executemany("INSERT OR REPLACE INTO results (job, data) VALUES (?, ?)", large)
@@ -386,8 +438,10 @@ class SqliteStore:
         lanes = self._lanes
         for key in deltas:
             if key not in lanes:
-                self._db.execute("INSERT INTO lanes (queue, task) VALUES (?, ?)", key)
-                lanes[key] = self._db.last_insert_rowid()
+                lane = self._db.execute("SELECT ifnull(max(id), 0) + 1 FROM lanes").get
+                self._db.execute("INSERT INTO lanes (id, queue, task, sum) VALUES (?, ?, ?, ?)",
+                                 (lane, *key, record_sum(lane, *key)))
+                lanes[key] = lane
         moved = [(*delta[1:], lanes[key]) for key, delta in deltas.items() if any(delta[1:])]
         if moved:
             self._db.executemany(_COUNT, moved)
@@ -397,12 +451,13 @@ class SqliteStore:
         for job in jobs:
             lease = job.lease if job.state == State.RUNNING else None
             if lease is not None and job.checkpoint:
-                held.append((job.id, lease.fence, lease.instance, lease.worker, lease.granted_at))
+                row = (job.id, lease.fence, lease.instance, lease.worker.encode(), lease.granted_at)
+                held.append((*row[:3], lease.worker, lease.granted_at, record_sum(*row)))
                 job.stored_lease = lease.fence
             elif job.stored_lease and (lease is None or lease.fence != job.stored_lease):
                 gone.append((job.id,))
                 job.stored_lease = 0
-        self._db.executemany("INSERT OR REPLACE INTO leases (job, fence, instance, worker, granted_at) VALUES (?, ?, ?, ?, ?)",
+        self._db.executemany("INSERT OR REPLACE INTO leases (job, fence, instance, worker, granted_at, sum) VALUES (?, ?, ?, ?, ?, ?)",
                              held)
         self._db.executemany("DELETE FROM leases WHERE job = ?", gone)
 
@@ -471,7 +526,8 @@ class SqliteStore:
             self._db.executemany("DELETE FROM jobs WHERE id = ?", gone)
             self._db.executemany("DELETE FROM payloads WHERE job = ?", large_payloads)
             self._db.executemany("DELETE FROM results WHERE job = ?", large_results)
-            self._db.execute("UPDATE meta SET value = value + ? WHERE name = 'pruned'", (len(gone),))
+            self._pruned += len(gone)
+            self._set_number("pruned", self._pruned)
             self._finished -= len(gone)
         return len(found) == limit or large_bytes > PRUNE_BYTES
 
@@ -494,139 +550,3 @@ def _close_quietly(db: apsw.Connection) -> None:
     """Close a connection; on a disk that fails that may fail too, and what went wrong before says more."""
     with contextlib.suppress(apsw.Error):
         db.close()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        if not folder.exists():
-            folder.mkdir(mode=0o700, parents=True)
-            _sync_folder(folder.parent)
-    except OSError as exc:
-        raise StoreError(f"data directory {folder} cannot be made: {exc.strerror}") from exc
-    if not folder.is_dir():
-        raise StoreError(f"data directory {folder} is a file, not a directory")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise StoreError(f"data directory {folder} is not writable")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make new names in a directory survive a power loss."""
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _lock(folder: Path) -> int:
-    """Take the lock that is held as long as the store is open; return its file descriptor.
-
-    The file stays when the lock goes: removing it would let two processes lock two files of the same name.
-    """
-    try:
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise StoreError(f"data directory {folder} is not writable: {exc.strerror}") from exc
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError:
-        pid = os.pread(handle, 20, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(handle)
-        raise StoreError(f"data directory {folder} is in use by pid {pid}") from None
-    except OSError as exc:
-        os.close(handle)
-        raise StoreError(f"data directory {folder} cannot be locked: {exc.strerror}") from exc
-    return handle
-
-
-def _check_header(path: Path) -> None:
-    """Refuse a file that is not ours by its first 100 bytes (sqlite.org/fileformat.html section 1.3), before SQLite sees it.
-
-    No connection of this process may be open to it: closing a file drops the process's locks on it.
-    """
-    try:
-        with open(path, "rb") as file:
-            header = file.read(100)
-    except FileNotFoundError:
-        return
-    if not header:
-        return
-    if len(header) < 100 or header[:16] != b"SQLite format 3\0":
-        raise StoreError(f"{path} is not a database; nothing was changed")
-    owner = int.from_bytes(header[68:72], "big")
-    if owner not in (APPLICATION_ID, BACKUP_ID):
-        raise StoreError(f"{path} is not a database of Greenroom's; nothing was changed")
-    _check_version(int.from_bytes(header[60:64], "big"), path)
-    if owner == BACKUP_ID:
-        log = path.with_name(path.name + "-wal")
-        if log.exists() and log.stat().st_size:
-            raise StoreError(f"{path} is a backup, but {log.name} beside it belongs to the store that it replaces: move that away, "
-                             "and -shm with it; nothing was changed")
-
-
-def _check_version(version: int, path: Path) -> None:
-    if version > len(MIGRATIONS):
-        raise StoreError(f"{path} was written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}); "
-                         "nothing was changed")
-
-
-def _check_content(db: apsw.Connection, path: Path) -> None:
-    """Check what SQLite sees, which may differ from the file when a log was left behind, and the pages themselves.
-
-    The check of all pages ends after half a second, so that a store of gigabytes still opens at once. Damage beyond is met
-    when a row there is read: StoreError, never a wrong job. The schema's pages always come first.
-    """
-    _check_version(db.pragma("user_version"), path)
-    deadline = time.monotonic() + CHECK_S
-    db.set_progress_handler(lambda: time.monotonic() > deadline, 100)
-    try:
-        answer = db.execute("PRAGMA quick_check(1)").get
-    except apsw.InterruptError:
-        return
-    finally:
-        db.set_progress_handler(None)
-    if answer != "ok":
-        raise StoreError(f"{path} is damaged: {answer}; nothing was changed")
-
-
-def _migrate(db: apsw.Connection) -> None:
-    """Bring the schema to this version, each step in one transaction.
-
-    A new file gets its schema before it is turned to WAL: so the header that _check_header reads is right from the start.
-    """
-    db.pragma("synchronous", 2)
-    for version, name in enumerate(MIGRATIONS, start=1):
-        if version <= db.pragma("user_version"):
-            continue
-        script = (Path(__file__).parent / "migrations" / name).read_text(encoding="utf-8")
-        db.execute("BEGIN IMMEDIATE")
-        db.execute(script)
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {version}")
-        db.execute("COMMIT")
-
-
-def _skip_numbers(db: apsw.Connection, path: Path) -> None:
-    """Make a backup a store: from now on it hands out only numbers that nobody can have got after the backup was made.
-
-    Without a log, as _migrate does it: after a crash in between SQLite's journal makes the file a backup again.
-    """
-    db.pragma("journal_mode", "delete")
-    db.pragma("synchronous", 2)
-    db.execute("BEGIN IMMEDIATE")
-    highest = db.execute("SELECT max(value) FROM meta WHERE name IN ('next_job', 'next_fence')").get
-    if highest + RESTORED_SKIP >= NUMBER_LIMIT // 2:
-        raise StoreError(f"{path} was restored so often that its numbers run out")
-    db.execute("UPDATE meta SET value = value + ? WHERE name IN ('next_job', 'next_fence')", (RESTORED_SKIP,))
-    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.execute("COMMIT")
-
-
-def _set_pragmas(db: apsw.Connection, pragmas: dict[str, object]) -> None:
-    for name, value in pragmas.items():
-        db.pragma(name, value)
-        kept = db.pragma(name)
-        if kept != value:
-            raise StoreError(f"SQLite did not take {name} = {value}: it says {kept}")

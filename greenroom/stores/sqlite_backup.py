@@ -17,22 +17,22 @@ from pathlib import Path
 import apsw
 
 from greenroom.errors import StoreError, StoreFullError
-from greenroom.stores.sqlite import BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, sentence
+from greenroom.stores.sqlite_opening import BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, sentence, sync_folder
 
 #: Pages of 4 KiB copied between two looks at `should_stop`: about a millisecond.
 STEP_PAGES = 256
 #: … and between two syncs, so that a COMMIT's fsync never finds hundreds of megabytes of ours before it in the disk's queue.
 SYNC_PAGES = 2048
 
-#: A copy leaves so much of the disk free: twice what new jobs need (greenroom.dispatch.MIN_FREE_BYTES).
+#: A copy leaves so much of the disk free: twice what new jobs need (disk_room.MIN_FREE_BYTES).
 LEAVE_FREE_BYTES = 128 * 2**20
 
 
 def make_backup(source: Path, target: Path, should_stop: Callable[[], bool]) -> int:
     """Copy a store that may be open and written to; return the copy's size in bytes.
 
-    Runs for as long as the disk needs (about 0.1 GiB a second): call it in a thread. The target appears whole or not at all, synced,
-    mode 0600, marked as a backup: a store that is opened on it skips numbers (SqliteStore.open).
+    Runs for as long as the disk needs (about 0.1 GiB a second): call it in a thread. The target appears whole or not at all,
+    synced, mode 0600, marked as a backup: a store that is opened on it skips numbers (SqliteStore.open).
 
     Args:
         source: the data directory.
@@ -59,7 +59,7 @@ def make_backup(source: Path, target: Path, should_stop: Callable[[], bool]) -> 
         finally:
             os.close(file)
         os.rename(part, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         return size
     except apsw.FullError as exc:
         raise StoreFullError(f"there is no room for the copy {target}") from exc
@@ -101,19 +101,11 @@ def _copy(database: Path, part: Path, file: int, should_stop: Callable[[], bool]
 def _check_room(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if free < needed + LEAVE_FREE_BYTES:
-        raise StoreFullError(f"{free // 2**20} MiB are free for a copy of {needed // 2**20} MiB, and {LEAVE_FREE_BYTES // 2**20} MiB "
-                             "must stay free")
+        raise StoreFullError(f"{free // 2**20} MiB are free for a copy of {needed // 2**20} MiB, and "
+                             f"{LEAVE_FREE_BYTES // 2**20} MiB must stay free")
 
 
 def _mark(file: int) -> None:
     """Say in the header (sqlite.org/fileformat.html, section 1.3) that this is a backup, and that no log belongs to it."""
     os.pwrite(file, b"\x01\x01", 18)
     os.pwrite(file, BACKUP_ID.to_bytes(4, "big"), 68)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
+from greenroom.errors import StoreError
 from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL, Job, State
 from greenroom.records import LaneCounts, Lost
+from greenroom.stores.sums import StructError, data_sum, record_sum, row_sum
 
 #: Runs one SQL statement with its bindings (by place or by name) and returns all rows.
 Query = Callable[[str, "tuple | dict"], list[tuple]]
@@ -17,12 +19,13 @@ Query = Callable[[str, "tuple | dict"], list[tuple]]
 #: What job_from_row expects, in this order.
 JOB_COLUMNS = """
     jobs.id, lanes.queue, lanes.task, jobs.priority, jobs.payload, jobs.raw, jobs.submitted_at, jobs.state, jobs.place,
-    jobs.rank, jobs.payload_bytes, jobs.run_at, jobs.started_at, jobs.finished_at, jobs.worker, jobs.fence, jobs.attempt,
-    jobs.crashes, jobs.requeues, jobs.cancel_requested, jobs.result, jobs.result_bytes, jobs.result_raw, jobs.error
+    jobs.rank, jobs.payload_bytes, jobs.run_at, jobs.started_at, jobs.finished_at, CAST(jobs.worker AS BLOB), jobs.fence,
+    jobs.attempt, jobs.crashes, jobs.requeues, jobs.cancel_requested, jobs.result, jobs.result_bytes, jobs.result_raw,
+    CAST(jobs.error AS BLOB), jobs.row_sum, jobs.payload_sum, jobs.result_sum
 """
 
-# CROSS JOIN is SQLite's way to say "in this order": the jobs lead, each looks up its lane.
-JOBS_AND_LANES = "jobs CROSS JOIN lanes ON lanes.id = jobs.lane"
+# The jobs lead, each looks up its lane; one whose lane is damaged is not lost that way.
+JOBS_AND_LANES = "jobs LEFT JOIN lanes ON lanes.id = jobs.lane"
 
 #: A payload wherever it is kept; the inner query runs only for those that are not in the row.
 WHOLE_PAYLOAD = "ifnull(jobs.payload, (SELECT data FROM payloads WHERE payloads.job = jobs.id))"
@@ -42,7 +45,7 @@ _COUNTS = """SELECT queue, task, scheduled, queued, completed, failed, cancelled
     FROM lanes ORDER BY id"""
 
 _PAGE = f"""
-SELECT {JOB_COLUMNS} FROM jobs NOT INDEXED CROSS JOIN lanes ON lanes.id = jobs.lane
+SELECT {JOB_COLUMNS} FROM jobs NOT INDEXED LEFT JOIN lanes ON lanes.id = jobs.lane
 WHERE jobs.id < :before AND jobs.id >= :floor
   AND (:state IS NULL OR jobs.state = :state)
   AND (:worker IS NULL OR jobs.worker = :worker)
@@ -55,10 +58,19 @@ _PAGE_FLOOR = "SELECT id FROM jobs WHERE id < ? ORDER BY id DESC LIMIT 1 OFFSET 
 
 
 def job_from_row(row: tuple) -> Job:
-    """Make a job of a row of JOB_COLUMNS; `stored_lease` stays 0."""
+    """Make a job of a row of JOB_COLUMNS; `stored_lease` stays 0. One that does not match its sums has `damage` set."""
+    try:
+        return _job_from_row(row)
+    except (KeyError, TypeError, ValueError, AttributeError, StructError):  # values of no job at all
+        job = Job(row[0], row[1] or "", row[2] or "", 0, row[4] if isinstance(row[4], bytes) else None, False, 0.0)
+        job.damage = "row"
+        return job
+
+
+def _job_from_row(row: tuple) -> Job:
     (job_id, queue, task, priority, payload, raw, submitted_at, state, place, rank, payload_bytes, run_at, started_at,
-     finished_at, worker, fence, attempt, crashes, requeues, cancel_requested, result, result_bytes, result_raw,
-     error) = row
+     finished_at, worker, fence, attempt, crashes, requeues, cancel_requested, result, result_bytes, result_raw, error,
+     expected_row, expected_payload, expected_result) = row
     job = Job(job_id, queue, task, priority, payload, raw == 1, submitted_at)
     job.place = place
     job.rank = rank
@@ -67,7 +79,7 @@ def job_from_row(row: tuple) -> Job:
     job.run_at = run_at
     job.started_at = started_at
     job.finished_at = finished_at
-    job.worker = worker
+    job.worker = None if worker is None else worker.decode()
     job.fence = fence
     job.attempt = attempt
     job.crashes = crashes
@@ -76,9 +88,25 @@ def job_from_row(row: tuple) -> Job:
     job.result = result
     job.result_bytes = result_bytes
     job.result_raw = result_raw == 1
-    job.error = None if error is None else json.loads(error)
     job.stored_state = state
     job.stored_requeues = requeues
+    error = None if error is None else error.decode()
+    if expected_row is not None and expected_row != row_sum(job, state, error):
+        job.damage = "row"
+        return job
+    job.error = None if error is None else json.loads(error)
+    if payload is not None and (len(payload) != payload_bytes or expected_payload not in (None, data_sum(job_id, payload))):
+        job.damage = "payload"
+    elif result is not None and (len(result) != result_bytes or expected_result not in (None, data_sum(job_id, result))):
+        job.damage = "result"
+    return job
+
+
+def with_payload(row: tuple) -> Job:
+    """Make a job of a row of JOB_COLUMNS_WHOLE_PAYLOAD: one whose payload is not there is damaged."""
+    job = job_from_row(row)
+    if job.payload is None and job.damage is None:
+        job.damage = "payload"
     return job
 
 
@@ -96,7 +124,10 @@ def jobs_by_id(query: Query, ids: list[int], *, payload: bool, small: bool = Fal
     found: dict[int, Job | Lost] = {}
     for some, text in _in_pieces(ids):
         rows = query(f"SELECT {columns} FROM {JOBS_AND_LANES} WHERE jobs.id IN (SELECT value FROM json_each(?))", (text,))
-        jobs = {row[0]: job_from_row(row) for row in rows}
+        jobs = {row[0]: with_payload(row) if payload and not small else job_from_row(row) for row in rows}
+        for job in jobs.values():
+            if not small and job.result is None and job.result_bytes and job.damage is None:
+                job.damage = "result"
         next_id = next_number(query, "job") if len(jobs) < len(set(some)) else 0
         for job_id in some:
             found[job_id] = jobs.get(job_id) or Lost(0 < job_id < next_id)
@@ -104,16 +135,26 @@ def jobs_by_id(query: Query, ids: list[int], *, payload: bool, small: bool = Fal
 
 
 def payloads_by_id(query: Query, ids: list[int]) -> dict[int, bytes]:
-    """Return the payloads of those of these jobs that have a row."""
+    """Return the payloads of those of these jobs that have one that matches its sum."""
     found: dict[int, bytes] = {}
     for _, text in _in_pieces(ids):
-        found.update(query(f"SELECT id, {WHOLE_PAYLOAD} FROM jobs WHERE id IN (SELECT value FROM json_each(?))", (text,)))
+        rows = query(f"SELECT id, {WHOLE_PAYLOAD}, payload_sum FROM jobs WHERE id IN (SELECT value FROM json_each(?))", (text,))
+        found.update((job_id, data) for job_id, data, expected in rows
+                     if data is not None and expected in (None, data_sum(job_id, data)))
     return found
 
 
 def next_number(query: Query, name: str) -> int:
     """Return the first number of this kind, "job" or "fence", that was never handed out."""
-    return query("SELECT value FROM meta WHERE name = ?", (f"next_{name}",))[0][0]
+    return number(query, f"next_{name}")
+
+
+def number(query: Query, name: str) -> int:
+    """Return a number that survives, by name. Raises StoreError when it does not match its sum: ids might come twice."""
+    rows = query("SELECT value, sum FROM meta WHERE name = ?", (name,))
+    if not rows or rows[0][1] not in (None, record_sum(name, rows[0][0])):
+        raise StoreError(f"the database is damaged (the number {name})")
+    return rows[0][0]
 
 
 def lane_counts(query: Query) -> list[LaneCounts]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,8 @@ from gevent.threadpool import ThreadPool
 from greenroom.errors import StoreError, StoreFullError
 from greenroom.job import Job
 from greenroom.stores import sqlite_backup
-from greenroom.stores.sqlite import DATABASE, RESTORED_SKIP, SqliteStore
+from greenroom.stores.sqlite import SqliteStore
+from greenroom.stores.sqlite_opening import BACKUP_ID, DATABASE, RESTORED_SKIP
 from greenroom.stores.sqlite_backup import make_backup
 from tests.stores.sync_vfs import SyncRecorder
 from tests.stores.test_sqlite import new_jobs
@@ -163,6 +166,20 @@ def test_a_restore_of_a_restore_skips_again_and_a_backup_that_ran_out_of_numbers
         third.open()
 
 
+def test_a_plain_copy_can_be_marked_as_a_backup_by_hand(store: SqliteStore, folder: Path) -> None:
+    """As docs/operations.md says it for copies that were made without make_backup."""
+    store.apply(new_jobs(store, 10), [])
+    store.close()
+
+    subprocess.run([sys.executable, "-m", "apsw", str(folder / DATABASE), f"PRAGMA application_id = {BACKUP_ID}"], check=True, timeout=60)
+
+    assert BACKUP_ID == 1196576322, "the number in docs/operations.md"
+    again = SqliteStore(folder)
+    again.open()
+    assert again.block("job", 1) > RESTORED_SKIP and len(rows(again)) == 10
+    again.close()
+
+
 def test_a_backup_beside_the_old_store_s_log_is_refused(store: SqliteStore, folder: Path, target: Path) -> None:
     store.apply(new_jobs(store, 10), [])
     store.commit()
@@ -249,7 +266,7 @@ def test_a_crash_at_any_write_of_the_first_start_after_a_restore_leaves_a_backup
     make_backup(folder, target, never)
     disk = Failing("greenroom-test-failing")
     outcomes = []
-    for moment in range(1, 60):
+    for moment in range(1, 60, 2):
         place = tmp_path / f"restored{moment}"
         restored(target, place)
         disk.left = moment
@@ -267,4 +284,4 @@ def test_a_crash_at_any_write_of_the_first_start_after_a_restore_leaves_a_backup
         assert RESTORED_SKIP < again.block("job", 1) < 2 * RESTORED_SKIP, f"after write {moment}"
         again.close()
     disk.unregister()
-    assert outcomes.count("failed") > 10 and outcomes[-1] == "opened"
+    assert outcomes.count("failed") > 5 and outcomes[-1] == "opened"

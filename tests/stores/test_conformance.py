@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from greenroom.job import Job, State, rank_of
-from greenroom.records import Lost, Submission
+from greenroom.records import Damaged, Lost, Submission
 from greenroom.stores import Retention, Store, open_store
 
 NOW = 1_000_000.0
@@ -117,7 +117,7 @@ def house(build: Callable[..., House]) -> House:
 
 
 def test_a_new_store_is_empty(house: House) -> None:
-    assert house.restored == ([], [], [])
+    assert house.restored == ([], [], [], {})
     assert house.store.take("default", "t", -2**63, 10) == []
     assert house.store.prune(NOW, 100) == 0
 
@@ -648,3 +648,18 @@ def test_an_unknown_scheme_is_refused() -> None:
 def test_the_stores_have_the_contract_s_methods(house: House) -> None:
     names = [name for name in vars(Store) if not name.startswith("_")]
     assert [name for name in names if not callable(getattr(house.store, name, None))] == []
+
+
+def test_a_job_that_is_set_aside_is_in_no_window_and_no_counter_and_keeps_its_row(house: House) -> None:
+    first, second, later = house.new(), house.new(), house.new(run_at=NOW + 60)
+    house.save(first, second, later)
+    aside = [Damaged(first.id, "row", NOW, "default", "t", State.QUEUED, 1), Damaged(later.id, "payload", NOW, "default", "t", State.SCHEDULED, 1)]
+
+    for _ in range(2):  # again changes nothing
+        house.store.set_aside(aside)
+        house.store.commit()
+
+    assert ids(house.store.take("default", "t", -2**63, 10)) == [second.id] and house.store.take_scheduled((0.0, 0), 10) == []
+    counts, = house.store.reader().counts()
+    assert (counts.queued, counts.scheduled, counts.waiting_bytes) == (1, 0, 1)
+    assert house.loaded(first).id == first.id and house.loaded(later).id == later.id

@@ -18,7 +18,7 @@ LEVELS: list[list[str]] = [
     ["stores.*", "logs", "tables"],
     ["protocol"],
     ["config", "tls", "tls_pipe", "endpoint", "batches", "pool_child", "pools", "link", "stream", "accepts", "backups"],
-    ["dispatch", "client", "client_cli", "client_backup", "client_demo", "client_submits", "client_waits"],
+    ["dispatch", "checkup", "client", "client_cli", "client_backup", "client_demo", "client_submits", "client_waits"],
     ["verbs", "session", "listener", "webui.*"],
     ["worker", "broker", "demo"],
     ["run"],
