@@ -305,7 +305,7 @@ def _jobs(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     filters = {name: fields[name] for name in ("queue", "task", "worker") if fields[name] is not None}
     before, limit, state = fields["before"], fields["limit"], fields["state"]
     if state == State.RUNNING.label:
-        jobs, next_id = _running_page(dispatch, filters, before, limit)
+        jobs, next_id = views.running_page(dispatch.engine, filters, before, limit, dispatch.breathe)
     else:
         dispatch.wait_for_commit(5.0)
         rows, next_id = dispatch.read_page(before=before, limit=limit, state=state, **filters)
@@ -319,22 +319,12 @@ def _jobs(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     dispatch.batches.hold(caller, request.id, {"jobs": fit, "next": next_id})
 
 
-def _running_page(dispatch: Dispatch, filters: dict[str, str], before: int | None,
-                  limit: int) -> tuple[list[Job], int | None]:
-    """Running jobs are listed from memory: the store records them as queued."""
-    running = [lease.job for session in dispatch.engine.sessions.values() for lease in session.leases.values()]
-    matching = sorted((job for job in running if (before is None or job.id < before)
-                       and all(getattr(job, name) == value for name, value in filters.items())),
-                      key=lambda job: -job.id)
-    return matching[:limit], matching[limit - 1].id if len(matching) > limit else None
-
-
 def _queues(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     dispatch.batches.hold(caller, request.id, views.queues(dispatch.engine, dispatch.breathe))
 
 
 def _workers(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    dispatch.batches.hold(caller, request.id, views.workers(dispatch.engine))
+    dispatch.batches.hold(caller, request.id, views.workers(dispatch.engine, dispatch.breathe))
 
 
 def _stats(dispatch: Dispatch, caller: Caller, request: Request) -> None:

@@ -150,7 +150,7 @@ class _Api:
         if time.monotonic() - self._covered_at > COVERAGE_S:
             reply = self._call("workers", {})
             self._covered = None if reply["total"] > len(reply["workers"]) else [
-                (_name_set(worker["tasks"]), _name_set(worker["queues"])) for worker in reply["workers"]
+                (_name_set(worker, "tasks"), _name_set(worker, "queues")) for worker in reply["workers"]
                 if worker["status"] != "lost"]
             self._covered_at = time.monotonic()
         return self._covered is None or any((tasks is None or task in tasks) and (queues is None or queue in queues)
@@ -165,8 +165,10 @@ class _Api:
         return {"id": job_id, "outcome": outcome}
 
 
-def _name_set(names: list[str] | None) -> frozenset | None:
-    return None if names is None else frozenset(names)
+def _name_set(worker: dict, kind: str) -> frozenset | None:
+    """Return the names that a worker takes; None: any, or more than the list holds."""
+    names = worker[kind]
+    return None if names is None or len(names) < worker[f"{kind}_total"] else frozenset(names)
 
 
 def _events(live: Live) -> Iterator[bytes]:

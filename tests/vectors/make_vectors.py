@@ -23,7 +23,8 @@ PAYLOAD = b"\x81\xa4data\xa8stressed"
 LIMITS = {"frame": 4194304, "payload": 1048576, "result": 1048576, "list": 1000, "leases": 1000, "reserve": 1048576, "wait": 60,
           "waits": 256}
 WORKER = {"name": "w1", "session": 2, "status": "busy", "jobs": [{"id": 7, "fence": 12, "task": "reverse_string",
-          "started_at": 1795560406.0}], "running": 1, "free": 3, "tasks": ["reverse_string"], "queues": None,
+          "started_at": 1795560406.0}], "running": 1, "free": 3, "tasks": ["reverse_string"], "tasks_total": 1, "queues": None,
+          "queues_total": 0,
           "connected_at": 1795560400.0, "last_seen_at": 1795560406.0, "done": 0, "failed": 0, "lost": 0,
           "address": "127.0.0.1:40000", "software": "greenroom-python/0.1.0"}
 COUNTS = {"scheduled": 0, "queued": 1, "running": 1, "completed": 5, "failed": 0, "cancelled": 0}
