@@ -151,14 +151,17 @@ class LeaseRules:
             del self._instances[session.instance]
 
     def _restore_lease(self, stored: StoredLease, now: float, grace_s: float) -> None:
-        """Hold a lease from before the restart for its instance, through a session that is waiting to come back."""
-        session = self._instances.get(stored.instance)
+        """Hold a lease from before the restart, for its instance, through a session that is waiting to come back."""
+        # A worker without an instance cannot come back, so nothing tells which leases were of one: each is on its own.
+        instance = stored.instance if any(stored.instance) else None
+        session = self._instances.get(instance) if instance is not None else None
         if session is None:
             # Negative keys: these sessions have no connection and never meet those that are counted from 1.
-            session = Session(-1 - len(self.sessions), role="worker", name=stored.worker, instance=stored.instance, now=now)
+            session = Session(-1 - len(self.sessions), role="worker", name=stored.worker, instance=instance, now=now)
             session.grace_until = now + grace_s
             self.sessions[session.key] = session
-            self._instances[stored.instance] = session
+            if instance is not None:
+                self._instances[instance] = session
             self._look_at(session, session.grace_until)
         job = stored.job
         self._attach(job)

@@ -496,6 +496,31 @@ def test_leases_on_disk_hold_for_a_minute_after_a_restart_then_their_jobs_go_bac
     check_at_rest(core)
 
 
+def test_leases_of_workers_without_an_instance_are_each_on_their_own_after_a_restart() -> None:
+    core = Core()
+    jobs = submitted(core, *[new_job() for _ in range(3)])
+    names = ["a", "b", "b"]
+    held = {}
+    for name in names:
+        worker = core.connect(name)
+        reserved(worker)
+        held.update(worker.held)
+    core.advance(1.0)
+    for _ in range(2):
+        core.crash_and_restart()
+        check(core)
+        assert [core.engine.jobs[job].lease.worker for job in jobs] == names
+        assert len({core.engine.jobs[job].lease.session for job in jobs}) == 3
+
+    other = core.connect("c")
+    assert outcome(other, other.settle("ack", jobs[0], fence=held[jobs[0]])) == "OK"  # job and fence name a lease, not a session
+    core.advance(60.0)
+
+    assert [state(core, job) for job in jobs[1:]] == [State.QUEUED, State.QUEUED]
+    assert not [session for session in core.engine.sessions.values() if session.key < 0]
+    check_at_rest(core)
+
+
 def test_a_lease_that_never_reached_the_disk_is_lost_with_a_restart_and_the_job_runs_again() -> None:
     core = Core()
     worker, job = one_running(core, ONE)
