@@ -22,6 +22,8 @@ from greenroom.sessions import Lease, Session
 
 #: After so many leases of a job were lost to dead or silent workers it is failed: it may be what kills them.
 MAX_CRASHES = 5
+#: Reasons for which a job comes back without having been begun: that is no requeue.
+RETURNS = ("unbegun", "never arrived")
 #: A lease older than this is written to the store, so that it survives a restart; most jobs are done before.
 CHECKPOINT_AFTER_S = 1.0
 #: A session's leases are looked at for this no more often: with a thousand of them, granted one by one, it would cost a core.
@@ -61,7 +63,7 @@ class LeaseRules:
         lanes: (queue, task) -> Lane.
         waiting, waiting_bytes: scheduled and queued jobs, in memory and in the store, and their payloads.
         totals: State -> jobs, over all lanes; see Lane.counts. requeues: how often jobs came back, ever.
-        requeued_by: reason -> how often, since the start.
+        requeued_by: reason -> how often, since the start; also the reasons in RETURNS, which count as nothing else.
         draining: no submit and no reserve any more.
     """
 
@@ -231,7 +233,7 @@ class LeaseRules:
     def _settle_late(self, job: Job, item: SettleItem, now: float) -> str | LeaseLostError:
         """Settle under a lease that ended. Accepted as long as nobody else got the job."""
         if job.state is State.QUEUED and job.fence == item.fence:
-            if item.outcome in ("nack", "crash"):
+            if item.outcome in ("nack", "unbegun", "crash"):
                 return "REPEATED"
             if job.late_fence == item.fence:
                 job.lane.remove(job)
@@ -288,8 +290,8 @@ class LeaseRules:
         """End a lease without a result; the job goes back to its old place, or ends if it must.
 
         Args:
-            reason: "lost" (worker gone), "expired" (silent, or its own deadline) and "crash" count as crashes; "nack", "bye",
-                "not presented" and "never arrived" count as nothing.
+            reason: "lost" (worker gone), "expired" (silent, or its own deadline) and "crash" count as crashes; "nack", "bye" and
+                "not presented" only as requeues; those in RETURNS as nothing.
         """
         session = job.lease.session
         is_crash = reason in ("lost", "expired", "crash")
@@ -307,10 +309,11 @@ class LeaseRules:
         self._end_lease(job)
         lane = job.lane
         job.late_fence = job.fence if reason in ("lost", "expired") else 0
-        job.requeues += 1
-        lane.requeues += 1
-        self.requeues += 1
         self.requeued_by[reason] += 1
+        if reason not in RETURNS:
+            job.requeues += 1
+            lane.requeues += 1
+            self.requeues += 1
         is_held = lane.may_hold(job.rank)
         move(job, State.QUEUED)
         self._count_waiting(job, +1)
@@ -488,8 +491,8 @@ def _settle_finished(item: SettleItem, found: Job | Lost) -> str | GreenroomErro
         if found.handed_out:
             return GoneError(f"job {item.job} is no longer kept")
         return NotFoundError(f"no job {item.job}")
-    repeats = {"ack": (State.COMPLETED,), "fail": (State.FAILED, State.CANCELLED),
-               "nack": (State.QUEUED, State.CANCELLED), "crash": (State.QUEUED, State.CANCELLED, State.FAILED)}
+    repeats = {"ack": (State.COMPLETED,), "fail": (State.FAILED, State.CANCELLED), "nack": (State.QUEUED, State.CANCELLED),
+               "unbegun": (State.QUEUED, State.CANCELLED), "crash": (State.QUEUED, State.CANCELLED, State.FAILED)}
     if found.fence == item.fence and found.state in repeats[item.outcome]:
         return "REPEATED"
     return LeaseLostError(f"job {item.job} is not held under fence {item.fence}")

@@ -18,6 +18,7 @@ from greenroom.engine import Engine
 from greenroom.errors import (
     BusyError, FullError, GreenroomError, InternalError, KeyConflictError, StoreFullError, TooLargeError)
 from greenroom.job import FINISHED_STATES, STATE_BY_LABEL, Job, NewJob, State, parse_new_job
+from greenroom.leases import RETURNS
 from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_value, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
 from greenroom.sessions import Session
@@ -334,7 +335,7 @@ def _stats(dispatch: Dispatch, caller: Caller, request: Request) -> None:
         "commits": batches.commits, "rows": batches.rows, "batch_rows": batches.last_rows,
         "commit_ms": round(dispatch.commit_s * 1000, 3)}, hub={
         "lag_ms": round(dispatch.lag_s * 1000, 3), "max_lag_ms": round(dispatch.max_lag_s * 1000, 3)},
-        requeued_by=dict(dispatch.engine.requeued_by))
+        requeued_by=dict(dispatch.engine.requeued_by), returned=sum(dispatch.engine.requeued_by[reason] for reason in RETURNS))
     dispatch.batches.hold(caller, request.id, shown)
 
 

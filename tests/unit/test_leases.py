@@ -224,7 +224,7 @@ def test_a_lease_that_two_beats_miss_a_second_apart_goes_back_counted_as_nothing
     worker.heartbeat()
 
     assert state(core, job) is State.QUEUED
-    assert (core.engine.jobs[job].crashes, core.engine.requeued_by["never arrived"]) == (0, 1)
+    assert (core.engine.jobs[job].crashes, core.engine.jobs[job].requeues, core.engine.requeued_by["never arrived"]) == (0, 0, 1)
 
 
 def test_a_lease_that_is_listed_again_is_not_missed() -> None:
@@ -272,6 +272,25 @@ def test_nacks_are_counted_as_nothing_and_never_fail_a_job() -> None:
         worker.settle("nack", job)
 
     assert (core.engine.jobs[job].crashes, core.engine.jobs[job].requeues) == (0, 10)
+
+
+def test_a_job_given_back_before_it_began_is_not_counted_as_requeued() -> None:
+    core = Core()
+    (job,) = submitted(core, new_job())
+    worker = core.connect()
+    reserved(worker)
+    fence = worker.held[job]
+
+    assert outcome(worker, worker.settle("unbegun", job)) == "OK"
+    assert outcome(worker, worker.settle("unbegun", job, fence=fence)) == "REPEATED"
+
+    assert (core.engine.jobs[job].requeues, core.engine.jobs[job].crashes, core.engine.jobs[job].attempt) == (0, 0, 1)
+    assert (core.engine.requeues, core.engine.requeued_by) == (0, {"unbegun": 1})
+    assert reserved(worker) == [job]
+    core.crash_and_restart()
+    again = core.connect()
+    assert outcome(again, again.settle("unbegun", job, fence=fence)) == "REPEATED"
+    check_at_rest(core)
 
 
 # -- connections -----------------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "settle": ("C: the four outcomes", {"verb": "settle", "id": 7, "leases": [
                [7, 12, "ack", b"\xa8desserts", False],
                [9, 13, "fail", {"name": "ValueError", "message": "no such file", "traceback": ""}],
-               [10, 14, "nack"], [11, 15, "crash"]]}),
+               [10, 14, "nack", False], [11, 15, "crash"]]}),
     "settle_reply": ("S: the last lease was lost", {"id": 7, "outcomes": ["OK", "OK", "OK", {
                      "code": "LEASE_LOST", "message": "job 11 is not held under fence 15"}]}),
     "heartbeat": ("C:", {"verb": "heartbeat", "id": 8, "leases": [[7, 12]]}),
@@ -72,7 +72,7 @@ MESSAGES: dict[str, tuple[str, dict]] = {
                     "connections": 2, "tasks": [{"task": "reverse_string", **COUNTS, "requeued": 0, "workers": 1, "total": 7}],
                     "memory": {"jobs": 1, "bytes": 15, "leases": 1}, "now": 1795560407.0, "started_at": 1795560000.0,
                     "version": "0.1.0", "store": {"commits": 20, "rows": 40, "batch_rows": 2, "commit_ms": 0.25},
-                    "hub": {"lag_ms": 0.5, "max_lag_ms": 4.0}, "requeued_by": {}}),
+                    "hub": {"lag_ms": 0.5, "max_lag_ms": 4.0}, "requeued_by": {}, "returned": 0}),
     "ping": ("C:", {"verb": "ping", "id": 14}),
     "ping_reply": ("S:", {"id": 14, "now": 1795560407.5}),
     "bye": ("C:", {"verb": "bye", "id": 15}),
