@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from time import perf_counter
 
 import gevent
 from gevent.event import Event
@@ -18,6 +17,7 @@ from gevent.threadpool import ThreadPool
 
 from greenroom.batches import Batches, Budget
 from greenroom.clock import Clock
+from greenroom.distributions import ROWS, SECONDS, Distribution
 from greenroom.engine import Engine
 from greenroom.errors import BusyError, DrainingError
 from greenroom.job import Job
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: The timer looks at least this often, for what nobody wakes it for: disk space, pruning.
 TICK_AT_LEAST_S = 1.0
+#: How late timers come is measured so often.
+LAG_EVERY_S = 0.05
 #: A tick that comes so much late means that the hub stood still; then workers were silent because we did not listen.
 STALL_S = 0.5
 #: Finished jobs remembered in memory, so that who asks right away need not go to the disk: between one and two times this.
@@ -54,8 +56,10 @@ class Dispatch:
     Attributes:
         engine, batches, waits: the rules, the commit rule, the open waits.
         store_full: True while the disk has too little room for new jobs.
-        lag_s, max_lag_s: how late the latest tick came, and the latest of all.
-        commit_s: how long the latest COMMIT took.
+        free_bytes: what the disk has left, None: unknown.
+        lag: how late timers come; the more, the longer something held the hub.
+        commit_time, batch_rows: how long COMMITs take, and how many rows are in one.
+        outside: set by the program: what only it knows of itself, for `stats`.
     """
 
     def __init__(self, engine: Engine, store: Store, clock: Clock, on_fatal: Callable[[str], None],
@@ -72,9 +76,12 @@ class Dispatch:
         self._recent_before: dict[int, Job] = {}  # the generation before; dropping a whole one is cheaper than one by one
         self._recent_bytes = 0
         self.store_full = False
-        self.lag_s = 0.0
-        self.max_lag_s = 0.0
-        self.commit_s = 0.0
+        self.free_bytes: int | None = None
+        self.lag = Distribution(SECONDS)
+        self.commit_time = Distribution(SECONDS)
+        self.batch_rows = Distribution(ROWS)
+        self.outside: Callable[[], dict[str, object]] = dict
+        self._commit_began: float | None = None
         self._loading_ids = 0
         self._has_failed = False
         self._next_disk_look = 0.0
@@ -95,7 +102,7 @@ class Dispatch:
         self._cycle()
         for _ in range(READERS):
             self._readers.put(self.store.reader())
-        for loop in (self._pump, self._timer):
+        for loop in (self._pump, self._timer, self._measure_lag):
             greenlet = gevent.spawn(loop)
             greenlet.link_exception(self._died)
             self._greenlets.append(greenlet)
@@ -143,9 +150,7 @@ class Dispatch:
             batches.fetch(self.now())
             needs_commit = batches.needs_commit
             if needs_commit:
-                began = perf_counter()
-                self._commit_thread.spawn(self.store.commit).get()
-                self.commit_s = perf_counter() - began
+                self._commit()
         except Exception as exc:
             log.critical("the store failed: %s", exc, exc_info=True)
             self._has_failed = True
@@ -153,8 +158,28 @@ class Dispatch:
             self._on_fatal(f"the store failed: {exc}")
             raise
         batches.committed()
+        if needs_commit:
+            self.batch_rows.add(batches.last_rows, self.now())
         self._replan()  # refills may have granted leases and brought scheduled jobs
         return needs_commit
+
+    def _commit(self) -> None:
+        self._commit_began = began = self.now()
+        self._commit_thread.spawn(self.store.commit).get()
+        self._commit_began = None
+        self.commit_time.add(self.now() - began, self.now())
+
+    @property
+    def committing_s(self) -> float:
+        """How long the COMMIT that runs now has taken so far; 0: none runs."""
+        return self.now() - self._commit_began if self._commit_began is not None else 0.0
+
+    def _measure_lag(self) -> None:
+        while True:
+            due = self.now() + LAG_EVERY_S
+            gevent.sleep(LAG_EVERY_S)
+            now = self.now()
+            self.lag.add(max(0.0, now - due), now)
 
     def _apply(self) -> None:
         while not self.batches.apply_slice():
@@ -175,8 +200,7 @@ class Dispatch:
 
     def _tick(self) -> None:
         late_s = self.now() - self._planned_at
-        self.lag_s = max(0.0, late_s)
-        self.max_lag_s = max(self.max_lag_s, self.lag_s)
+        self.lag.highest = max(self.lag.highest, late_s)
         if late_s > STALL_S:
             log.warning("the hub stood still for %.1f s; leases get as much longer", late_s)
             self.engine.forgive(late_s)
@@ -195,7 +219,7 @@ class Dispatch:
         self._next_disk_look = now + TICK_AT_LEAST_S
         self.batches.prune_soon(now)
         if self._data_dir is not None:
-            free = shutil.disk_usage(self._data_dir).free
+            self.free_bytes = free = shutil.disk_usage(self._data_dir).free
             if (free < MIN_FREE_BYTES) != self.store_full:
                 self.store_full = not self.store_full
                 log.error("disk space is %s: %d MiB are free", "short, new jobs are refused" if self.store_full else "back",

@@ -19,10 +19,13 @@ from greenroom.number_blocks import Numbers
 from greenroom.records import Lost, SettleItem, StoredLease
 from greenroom.scheduled import Scheduled
 from greenroom.sessions import Lease, Session
+from greenroom.tally import Tally
 
 #: After so many leases of a job were lost to dead or silent workers it is failed: it may be what kills them.
 MAX_CRASHES = 5
-#: Reasons for which a job comes back without having been begun: that is no requeue.
+#: Reasons for which a job is requeued.
+REQUEUES = ("lost", "expired", "crash", "nack", "bye", "not presented")
+#: … and those for which it comes back without having been begun: that is no requeue.
 RETURNS = ("unbegun", "never arrived")
 #: A lease older than this is written to the store, so that it survives a restart; most jobs are done before.
 CHECKPOINT_AFTER_S = 1.0
@@ -64,6 +67,7 @@ class LeaseRules:
         waiting, waiting_bytes: scheduled and queued jobs, in memory and in the store, and their payloads.
         totals: State -> jobs, over all lanes; see Lane.counts. requeues: how often jobs came back, ever.
         requeued_by: reason -> how often, since the start; also the reasons in RETURNS, which count as nothing else.
+        tally: what is counted for those who watch.
         draining: no submit and no reserve any more.
     """
 
@@ -84,6 +88,7 @@ class LeaseRules:
         self.parked = 0
         self.leases = 0
         self.draining = False
+        self.tally = Tally()
         self.requeued_by: Counter[str] = Counter()
         self.totals: list[int] = [0] * (max(State) + 1)
         self.requeues = 0
@@ -208,14 +213,24 @@ class LeaseRules:
             job = self.jobs.get(item.job)
             if job is None:
                 found = loaded.get(item.job)
-                outcomes.append(None if found is None else _settle_finished(item, found))
+                outcomes.append(None if found is None else self._tallied(_settle_finished(item, found)))
             elif job.lease is not None and job.lease.fence == item.fence:
                 self._settle_running(job, item, now)
                 outcomes.append("OK")
             else:
-                outcomes.append(self._settle_late(job, item, now))
+                outcomes.append(self._tallied(self._settle_late(job, item, now)))
         self._serve_returned(now)
         return outcomes
+
+    def _tallied(self, outcome: str | GreenroomError) -> str | GreenroomError:
+        """Count the outcome of a settle that did not end a lease."""
+        if outcome == "REPEATED":
+            self.tally.repeated_settles += 1
+        elif outcome == "OK":
+            self.tally.late_settles += 1
+        elif isinstance(outcome, LeaseLostError):
+            self.tally.stale_settles += 1
+        return outcome
 
     def _settle_running(self, job: Job, item: SettleItem, now: float) -> None:
         session = job.lease.session

@@ -48,6 +48,7 @@ class Listener(CarefulAccept, StreamServer):
     Attributes:
         handshakes: finished ones. rejected: reason (tls.REJECTION_REASONS, and "too_many") -> connections.
         recent: the latest 20 refused: {"at", "peer", "reason"}.
+        max_connections: how many there can be.
         open: connections that are being served or shaking hands. shaking: those that are shaking hands.
     """
 
@@ -60,7 +61,7 @@ class Listener(CarefulAccept, StreamServer):
                          do_handshake_on_connect=False)
         self._serve = serve
         self._clock = clock
-        self._max_connections = max_connections
+        self.max_connections = max_connections
         self._gate = BoundedSemaphore(1)
         self._gate_busy_s = 0.0
         self._last_line_at = -REJECTION_LINE_EVERY_S
@@ -80,7 +81,7 @@ class Listener(CarefulAccept, StreamServer):
         if accepted is None:
             return None
         sock, address = accepted
-        is_full = self.open >= self._max_connections or self.shaking >= MAX_HANDSHAKES
+        is_full = self.open >= self.max_connections or self.shaking >= MAX_HANDSHAKES
         if is_full and not self._make_room():
             sock.close()
             self._reject("too_many", address, "the broker has no room for more connections")

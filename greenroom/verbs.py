@@ -11,14 +11,13 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from greenroom import __version__, views
+from greenroom import figures, views
 from greenroom.batches import Budget, Peer
 from greenroom.dispatch import Dispatch
 from greenroom.engine import Engine
 from greenroom.errors import (
     BusyError, FullError, GreenroomError, InternalError, KeyConflictError, StoreFullError, TooLargeError)
 from greenroom.job import FINISHED_STATES, STATE_BY_LABEL, Job, NewJob, State, parse_new_job
-from greenroom.leases import RETURNS
 from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_value, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
 from greenroom.sessions import Session
@@ -76,6 +75,7 @@ def _submit(dispatch: Dispatch, caller: Caller, request: Request) -> None:
             elif known.body_hash != body_hash:
                 raise KeyConflictError("this submission id was used with other jobs", field="submission")
             else:
+                dispatch.engine.tally.repeated_submits += 1
                 dispatch.batches.hold(caller, request.id, {"jobs": json.loads(known.outcome), "repeated": True})
         _later(dispatch, caller, request.id, work)
 
@@ -94,18 +94,23 @@ def _store_jobs(dispatch: Dispatch, caller: Caller, request_id: int, items: list
             accepted.append(parse_new_job(item, DEFAULT_LIMITS.payload))
             outcomes.append(None)
         except GreenroomError as exc:
-            outcomes.append(error_fields(exc))
+            outcomes.append(_refused_job(dispatch, exc))
     now = dispatch.now()
     stored = iter(dispatch.engine.submit(accepted, now))
     for place, outcome in enumerate(outcomes):
         if outcome is None:
             result = next(stored)
-            outcomes[place] = result if type(result) is int else error_fields(result)
+            outcomes[place] = result if type(result) is int else _refused_job(dispatch, result)
     if submission is not None:
         dispatch.batches.remember(Submission(*submission, json.dumps(outcomes), now))
     dispatch.batches.note_payloads(sum(len(item.payload) for item in accepted))
     dispatch.after_call()
     dispatch.batches.hold(caller, request_id, {"jobs": outcomes})
+
+
+def _refused_job(dispatch: Dispatch, error: GreenroomError) -> dict[str, object]:
+    dispatch.engine.tally.refuse_job(error.code)
+    return error_fields(error)
 
 
 def _cancel(dispatch: Dispatch, caller: Caller, request: Request) -> None:
@@ -329,14 +334,7 @@ def _workers(dispatch: Dispatch, caller: Caller, request: Request) -> None:
 
 
 def _stats(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    shown = views.counts(dispatch.engine, dispatch.breathe)
-    batches = dispatch.batches
-    shown.update(now=dispatch.now(), started_at=dispatch.started_at, version=__version__, store={
-        "commits": batches.commits, "rows": batches.rows, "batch_rows": batches.last_rows,
-        "commit_ms": round(dispatch.commit_s * 1000, 3)}, hub={
-        "lag_ms": round(dispatch.lag_s * 1000, 3), "max_lag_ms": round(dispatch.max_lag_s * 1000, 3)},
-        requeued_by=dict(dispatch.engine.requeued_by), returned=sum(dispatch.engine.requeued_by[reason] for reason in RETURNS))
-    dispatch.batches.hold(caller, request.id, shown)
+    dispatch.batches.hold(caller, request.id, figures.stats(dispatch))
 
 
 def _ping(dispatch: Dispatch, caller: Caller, request: Request) -> None:

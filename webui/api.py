@@ -25,13 +25,14 @@ log = logging.getLogger(__name__)
 
 MAX_PAGE = 200
 SUBMIT_FIELDS = ("task", "payload", "priority", "queue", "delay", "run_at")
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 COVERAGE_S = 1.0  # how long the answer to "who can run this task" is kept: a warning may be that old
 
 Call = Callable[[str, dict], dict]
 
 
 def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], live: Live,
-               ready: Callable[[], str | None]) -> None:
+               ready: Callable[[], str | None], metrics: Callable[[], bytes]) -> None:
     """Add the routes of docs/rest.md to a bottle application; the arguments are those of app.make_app."""
     api = _Api(call, security)
 
@@ -49,6 +50,7 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/events", lambda: _events(live))
     route("/healthz", lambda: {"status": "ok"})
     route("/readyz", lambda: _readiness(ready))
+    route("/metrics", lambda: _metrics(metrics))
 
 
 def _answered(handler: Callable[..., dict]) -> Callable[..., bytes | Iterator[bytes]]:
@@ -178,6 +180,12 @@ def _events(live: Live) -> Iterator[bytes]:
     bottle.response.set_header("Cache-Control", "no-store")
     bottle.response.set_header("X-Accel-Buffering", "no")
     return stream
+
+
+def _metrics(metrics: Callable[[], bytes]) -> bytes:
+    # No check of the query: scrapers add parameters of their own.
+    bottle.response.content_type = METRICS_TYPE
+    return metrics()
 
 
 def _readiness(ready: Callable[[], str | None]) -> dict:

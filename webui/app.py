@@ -21,7 +21,7 @@ TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
 
 
 def make_app(call: Callable[[str, dict], dict], security: Callable[[], dict], live: Live,
-             ready: Callable[[], str | None]) -> bottle.Bottle:
+             ready: Callable[[], str | None], metrics: Callable[[], bytes] = bytes) -> bottle.Bottle:
     """Build the WSGI application.
 
     Args:
@@ -30,9 +30,10 @@ def make_app(call: Callable[[str, dict], dict], security: Callable[[], dict], li
         security: returns the shape of `/api/security` (docs/rest.md); must not switch.
         live: the source of `/api/events`.
         ready: returns None, or the reason why the broker is not ready.
+        metrics: returns the body of `/metrics`; may switch.
     """
     app = _App()
-    add_routes(app, call, security, live, ready)
+    add_routes(app, call, security, live, ready, metrics)
     files = _read_static_files()
     app.route("/", "GET", lambda: _static(files, "index.html"))
     app.route("/favicon.ico", "GET", lambda: _static(files, "favicon.svg"))

@@ -52,6 +52,11 @@ class WebServer:
         """Return why the started server hears nobody any more, or None."""
         return self._server.why_deaf()
 
+    @property
+    def is_short_of_files(self) -> bool:
+        """True while nobody can be accepted for want of file descriptors."""
+        return self._server.is_short_of_files
+
     def stop(self, grace_s: float) -> None:
         """Stop accepting, wait up to `grace_s` for answers under way, close every connection. May be called twice. Switches.
 

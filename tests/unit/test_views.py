@@ -63,7 +63,7 @@ def test_queues_tasks_and_counts_add_up() -> None:
          "workers": 2, "tasks": 2},
         {"name": "y", "scheduled": 0, "queued": 0, "running": 1, "completed": 0, "failed": 0, "cancelled": 0, "requeued": 0,
          "workers": 1, "tasks": 1}]}
-    assert [(entry["task"], entry["total"], entry["workers"]) for entry in views.tasks(core.engine, nothing)] == [
+    assert [(entry["task"], entry["total"], entry["workers"]) for entry in views.tasks(views.grouped_by("task", core.engine, nothing), nothing)] == [
         ("a", 2, 1), ("b", 2, 2)]
     counted = views.counts(core.engine, nothing)
     assert counted["states"] == {"scheduled": 1, "queued": 0, "running": 2, "completed": 0, "failed": 1, "cancelled": 0}
