@@ -68,7 +68,10 @@ def test_a_second_broker_on_the_same_data_is_refused_and_touches_nothing(broker:
     sentence = refused("--data", str(broker.data))
 
     assert f"in use by pid {broker.pid}" in sentence and str(broker.data) in sentence
-    assert contents(broker.data) == before
+    after = contents(broker.data)
+    # SQLite's shared memory holds marks of who reads: the running broker, which prunes once a second, moves them itself.
+    assert {name: data for name, data in after.items() if not name.endswith("-shm")} == {
+        name: data for name, data in before.items() if not name.endswith("-shm")} and after.keys() == before.keys()
     assert submit(broker.connect(), {})
 
 
