@@ -15,7 +15,7 @@ if __name__ == "__main__":
     _sys.path.insert(0, _os.path.dirname(_os.path.abspath(__file__)))
     from greenroom.needs import require
 
-    require("gevent", "bottle", "msgpack", "apsw", "cryptography")
+    require("gevent", "bottle", "msgpack", "apsw", "cryptography", "prometheus_client")
     from gevent import monkey
 
     monkey.patch_all()
@@ -33,12 +33,13 @@ import gevent
 from gevent.event import AsyncResult, Event
 from gevent.threadpool import ThreadPool
 
-from greenroom import __version__, checkup, config, logs
+from greenroom import __version__, checkup, config, logs, metrics, own_process
 from greenroom.clock import Clock
 from greenroom.config import BrokerConfig
 from greenroom.dispatch import Dispatch
 from greenroom.engine import Engine
-from greenroom.errors import ConfigError, DrainingError, GreenroomError, StoreError
+from greenroom.errors import BusyError, ConfigError, DrainingError, GreenroomError, StoreError
+from greenroom.figures import figures
 from greenroom.lanes import Window
 from greenroom.leases import Caps, Timing
 from greenroom.listener import SPARE_FILES, Listener
@@ -58,8 +59,10 @@ WEB_HOST = "127.0.0.1"
 #: A stopping broker ends within this, whatever peers and disks do.
 STOP_WITHIN_S = 10.0
 CALL_DEADLINE_S = 30.0
-#: A COMMIT that takes longer makes the broker unready until it returns: it serves nobody who waits for the disk.
-STANDSTILL_S = 3.0
+#: Calls of the web that wait for their answers: fewer than its connections, so that /healthz and /metrics answer while a disk hangs.
+MAX_CALLS = 128
+#: A COMMIT that takes longer than this makes the broker not ready; it is ready again when it returns.
+COMMIT_STALLED_S = 3.0
 SWITCH_INTERVAL_S = 0.0005
 #: Certificates that end sooner are warned about at start.
 WARN_DAYS = 14
@@ -101,9 +104,11 @@ class LocalCaller:
 class Broker:
     """All parts of a running broker."""
 
-    def __init__(self, settings: BrokerConfig, clock: Clock) -> None:
+    def __init__(self, settings: BrokerConfig, clock: Clock, log_writer: logs.LineWriter | None = None) -> None:
         self.settings = settings
         self.clock = clock
+        self._log_writer = log_writer
+        self._calls = 0  # of the web, that are being answered
         self.ended = Event()  # set when the process should end
         self.exit_code = 0
         self._stopping = False
@@ -126,6 +131,7 @@ class Broker:
             max_connections=_connection_limit(settings.max_connections))
         self.web = None
         self.live = Live(self.call, self.security, lambda: self.dispatch.batches.changes)
+        self.dispatch.outside = self.outside
 
     def fail(self, reason: str) -> None:
         """A part died: end the process non-zero rather than live on deaf."""
@@ -138,27 +144,55 @@ class Broker:
 
     def call(self, verb: str, fields: dict) -> dict:
         """Run a verb as a session would; returns the reply's fields, raises its error. Switches."""
-        caller = LocalCaller()
-        request = parse_request({"id": 1, "verb": verb, **fields})
-        HANDLERS[verb](self.dispatch, caller, request)
-        return caller.wait()
+        try:
+            if self._calls >= MAX_CALLS:
+                raise BusyError("too many requests of the web wait for their answers", retry_after_s=1.0)
+            self._calls += 1
+            try:
+                caller = LocalCaller()
+                HANDLERS[verb](self.dispatch, caller, parse_request({"id": 1, "verb": verb, **fields}))
+                return caller.wait()
+            finally:
+                self._calls -= 1
+        except GreenroomError as exc:
+            self.engine.tally.refuse(exc.code)
+            raise
 
     def ready(self) -> str | None:
-        """Return why the broker takes no jobs, or None."""
+        """Return why the broker takes no jobs, or None. Cheap; asks nobody."""
         if self._stopping or self.ended.is_set():
             return "the broker is stopping"
+        if self.dispatch.committing_s > COMMIT_STALLED_S:
+            return f"the disk has not answered for {self.dispatch.committing_s:.0f} s"
         if self.dispatch.store_full:
             return "the disk is nearly full"
-        if self.dispatch.commit_takes_s() > STANDSTILL_S:
-            return "the disk stands still: what was sent to it has not returned"
-        if any(server is not None and server.is_starved for server in (self.listener, self.web)):
-            return "no file descriptors are left: nobody new is accepted"
+        if self.listener.is_short_of_files or (self.web is not None and self.web.is_short_of_files):
+            return "no file descriptors are left"
+        if self.listener.open - self.listener.shaking >= self.listener.max_connections:
+            return "there is no room for more connections"
         return None
 
     def remarks(self) -> list[str]:
         """Return what a person should look at although the broker takes jobs."""
         damaged = len(self.engine.damaged)
         return [f"jobs whose row on disk is damaged: {damaged} (docs/operations.md, Damage)"] if damaged else []
+
+    def outside(self) -> dict[str, object]:
+        """Return what of `stats` only the program knows: its door and its process."""
+        listener = self.listener
+        return {
+            "door": {"open": listener.open, "shaking": listener.shaking, "max": listener.max_connections,
+                     "handshakes": listener.handshakes, "protocol_errors": self.sessions.protocol_errors},
+            "rejected": dict(listener.rejected),
+            "process": {"resident_bytes": own_process.resident_bytes(), "cpu_s": own_process.cpu_s(),
+                        "open_files": own_process.open_files(), "max_files": own_process.max_files(),
+                        "viewers": self.live.viewers,
+                        "log_lines_dropped": self._log_writer.dropped if self._log_writer is not None else 0},
+        }
+
+    def metrics(self) -> bytes:
+        """Return the body of /metrics. Unlike `stats` it waits for no COMMIT: it must tell of a disk that hangs."""
+        return metrics.exposition(figures(self.dispatch, self.ready()), self.dispatch.breathe)
 
     def security(self) -> dict:
         """Return what `/api/security` shows: read from the live context, listener and certificate."""
@@ -191,7 +225,8 @@ class Broker:
             self.dispatch.start()
             self.sessions.start(self.fail)
             self._bind(self.listener.start, self.settings.host, self.settings.port, "--port")
-            self.web = serve(make_app(self.call, self.security, self.live, self.ready, self.remarks), WEB_HOST, self.settings.web_port)
+            app = make_app(self.call, self.security, self.live, self.ready, self.metrics, self.remarks)
+            self.web = serve(app, WEB_HOST, self.settings.web_port)
             self._bind(self.web.start, WEB_HOST, self.settings.web_port, "--web-port")
         except BaseException:
             self.listener.stop_listening()
@@ -327,16 +362,16 @@ def main(argv: list[str] | None = None) -> int:
     gevent.get_hub().exception_stream = logs.ErrorStream()
     writing = ThreadPool(1).spawn(writer.run)
     try:
-        return _run(settings)
+        return _run(settings, writer)
     finally:
         writer.finish()
         writing.wait(2.0)
 
 
-def _run(settings: BrokerConfig) -> int:
+def _run(settings: BrokerConfig, writer: logs.LineWriter) -> int:
     _raise_file_limit()
     try:
-        broker = Broker(settings, Clock())
+        broker = Broker(settings, Clock(), writer)
         broker.start()
     except (ConfigError, StoreError) as exc:
         sys.stderr.write(f"broker.py: {exc}\n")

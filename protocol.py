@@ -395,8 +395,13 @@ def parse_settle(item: object, max_result_bytes: int) -> SettleItem:
         return SettleItem(job, fence, "ack", result, raw, None)
     if outcome == "fail":
         return SettleItem(job, fence, "fail", None, False, _parse_error(item[3] if len(item) > 3 else None))
-    if outcome in ("nack", "crash"):
-        return SettleItem(job, fence, outcome, None, False, None)
+    if outcome == "nack":
+        begun = item[3] if len(item) > 3 else True
+        if type(begun) is not bool:
+            raise InvalidError("a nack may be followed by begun (true or false)", field="leases")
+        return SettleItem(job, fence, "nack" if begun else "unbegun", None, False, None)
+    if outcome == "crash":
+        return SettleItem(job, fence, "crash", None, False, None)
     raise InvalidError("a settle needs an outcome: ack, fail, nack or crash", field="leases")
 
 

@@ -325,7 +325,7 @@ class Worker:
         self._unsettled.append(held)
 
     def _nack(self, held: Held) -> None:
-        self._finish(held, [*held.lease, "nack"])
+        self._finish(held, [*held.lease, "nack", held.stage == "running"])
 
     def _check_leases(self) -> None:
         """Tell what runs to stop when nothing was heard of the broker for nearly a lease: it may give our jobs to others."""
@@ -589,7 +589,7 @@ def _settle_bytes(settle: list) -> int:
     body = settle[3] if len(settle) > 3 else None
     if isinstance(body, dict):
         return 128 + 4 * sum(len(text) for text in body.values())  # characters of up to 4 bytes
-    return 64 + len(body or b"")
+    return 64 + (len(body) if isinstance(body, bytes) else 0)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 #: Without free file descriptors, try again so often; and say so at most this often.
 AGAIN_AFTER_S = 0.2
 LINE_EVERY_S = 5.0
+#: Files were missing so lately that they still are.
+SHORT_FOR_S = 2.0
 
 
 class CarefulAccept:
@@ -27,6 +29,7 @@ class CarefulAccept:
     """
 
     broken: str | None = None
+    _short_at = float("-inf")  # monotonic; when files were missing last
     _resume: gevent.Greenlet | None = None
     _last_line_at = -LINE_EVERY_S
 
@@ -40,7 +43,7 @@ class CarefulAccept:
 
     def _accept_failed(self, exc: OSError) -> None:
         if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-            now = monotonic()
+            now = self._short_at = monotonic()
             if now - self._last_line_at >= LINE_EVERY_S:
                 self._last_line_at = now
                 log.error("[Server] cannot accept on port %d: %s; trying again every %g s", self.server_port, exc.strerror,
@@ -53,9 +56,9 @@ class CarefulAccept:
         # Anything else (ECONNABORTED …) concerns one peer that went away: the next accept is as good as any.
 
     @property
-    def is_starved(self) -> bool:
-        """True while it does not accept because no file descriptors are left."""
-        return self._resume is not None
+    def is_short_of_files(self) -> bool:
+        """True while nobody can be accepted for want of file descriptors, or memory of the kernel's."""
+        return monotonic() - self._short_at < SHORT_FOR_S
 
     def _accept_again(self) -> None:
         self._resume = None

@@ -237,6 +237,11 @@ class Batches:
         return self._gathering.held_bytes + (self._closed.held_bytes if self._closed is not None else 0)
 
     @property
+    def held_answers(self) -> int:
+        """Answers and deliveries that wait for a COMMIT."""
+        return len(self._gathering.leaving) + (len(self._closed.leaving) if self._closed is not None else 0)
+
+    @property
     def holds_too_much(self) -> bool:
         """True while so many answers wait that no more may be added."""
         return self.held_bytes >= MAX_HELD_BYTES

@@ -262,10 +262,10 @@ def run(stage: Stage, pictures: str | None) -> bool:
         progress.show_until(1.0)
         took_s = time.monotonic() - began
         views = read_views(client, ids)
-        requeued = client.stats()["requeued"]
+        stats = client.stats()
     view = views[ids.index(killed.job)]
     say(f"Job {killed.job} was finished by {view['worker']}, on attempt {view['attempt']}: it is {view['state']}.\n")
-    return report(planned, views, requeued, took_s)
+    return report(planned, views, stats, took_s)
 
 
 def await_workers(client: Client, count: int) -> None:
@@ -448,7 +448,7 @@ def mismatches(planned: Sequence[Planned], views: Sequence[dict]) -> list[str]:
 # -- the report -------------------------------------------------------------------------------------------------------------
 
 
-def report(planned: Sequence[Planned], views: Sequence[dict], requeued: int, took_s: float) -> bool:
+def report(planned: Sequence[Planned], views: Sequence[dict], stats: dict, took_s: float) -> bool:
     """Print the table; returns whether everything completed and matched, and something was requeued."""
     failed = [view for view in views if view["state"] != "completed"]
     wrong = mismatches(planned, views)
@@ -457,7 +457,8 @@ def report(planned: Sequence[Planned], views: Sequence[dict], requeued: int, too
     lost = sum(view["crashes"] for view in views)
     rows = [
         ("jobs", f"{len(views)}"), ("failed", f"{len(failed)}"),
-        ("requeued", f"{requeued} ({lost} lost with the killed worker, the others given back before they began)"),
+        ("requeued", f"{stats['requeued']} ({lost} lost with the killed worker)"),
+        ("given back", f"{stats['returned']} (reserved ahead by a worker that was busy then, and run by another)"),
         ("time", f"{took_s:.2f} s"),
         ("throughput", f"{len(views) / took_s:.0f} jobs/s"),
         *((f"latency p{share}", f"{percentile(latencies, share):.0f} ms (submitted to finished)") for share in (50, 95, 99)),
@@ -473,7 +474,7 @@ def report(planned: Sequence[Planned], views: Sequence[dict], requeued: int, too
         say(line)
     if not lost:
         say("No job was requeued for the killed worker: that is a fault.")
-    return not failed and not wrong and 0 < lost <= requeued
+    return not failed and not wrong and 0 < lost <= stats["requeued"]
 
 
 def _records(files: Sequence[dict]) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 
 import gevent
 from gevent.event import AsyncResult, Event
@@ -20,6 +19,7 @@ from greenroom import backups
 from greenroom.backups import Backups
 from greenroom.batches import Batches, Budget
 from greenroom.clock import Clock
+from greenroom.distributions import ROWS, SECONDS, Distribution
 from greenroom.engine import Engine
 from greenroom.errors import BusyError, DrainingError
 from greenroom.job import Job
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 #: The timer looks at least this often, for what nobody wakes it for: disk space, pruning.
 TICK_AT_LEAST_S = 1.0
+#: How late timers come is measured so often.
+LAG_EVERY_S = 0.05
 #: A tick that comes so much late means that the hub stood still; then workers were silent because we did not listen.
 STALL_S = 0.5
 #: Finished jobs remembered in memory, so that who asks right away need not go to the disk: between one and two times this.
@@ -55,8 +57,10 @@ class Dispatch:
     Attributes:
         engine, batches, waits, backups: the rules, the commit rule, the open waits, the one backup.
         store_full: True while the disk has too little room for new jobs.
-        lag_s, max_lag_s: how late the latest tick came, and the latest of all.
-        commit_s: how long the latest COMMIT took.
+        free_bytes: what the disk has left, None: unknown.
+        lag: how late timers come; the more, the longer something held the hub.
+        commit_time, batch_rows: how long COMMITs take, and how many rows are in one.
+        outside: set by the program: what only it knows of itself, for `stats`.
     """
 
     def __init__(self, engine: Engine, store: Store, clock: Clock, on_fatal: Callable[[str], None],
@@ -73,9 +77,11 @@ class Dispatch:
         self._recent_before: dict[int, Job] = {}  # the generation before; dropping a whole one is cheaper than one by one
         self._recent_bytes = 0
         self.store_full = False
-        self.lag_s = 0.0
-        self.max_lag_s = 0.0
-        self.commit_s = 0.0
+        self.free_bytes: int | None = None
+        self.lag = Distribution(SECONDS)
+        self.commit_time = Distribution(SECONDS)
+        self.batch_rows = Distribution(ROWS)
+        self.outside: Callable[[], dict[str, object]] = dict
         self._commit_began: float | None = None
         self._loading_ids = 0
         self._has_failed = False
@@ -102,7 +108,7 @@ class Dispatch:
         self._cycle()
         for _ in range(READERS):
             self._readers.put(self.store.reader())
-        for loop in (self._pump, self._timer):
+        for loop in (self._pump, self._timer, self._measure_lag):
             greenlet = gevent.spawn(loop)
             greenlet.link_exception(self._died)
             self._greenlets.append(greenlet)
@@ -151,10 +157,7 @@ class Dispatch:
             batches.fetch(self.now())
             needs_commit = batches.needs_commit
             if needs_commit:
-                self._commit_began = perf_counter()
-                self._commit_thread.spawn(self.store.commit).get()
-                self.commit_s = self.commit_takes_s()
-                self._commit_began = None
+                self._commit()
         except Exception as exc:
             log.critical("the store failed: %s", exc, exc_info=True)
             self._has_failed = True
@@ -162,8 +165,28 @@ class Dispatch:
             self._on_fatal(f"the store failed: {exc}")
             raise
         batches.committed(self.now())
+        if needs_commit:
+            self.batch_rows.add(batches.last_rows, self.now())
         self._replan()  # refills may have granted leases and brought scheduled jobs
         return needs_commit
+
+    def _commit(self) -> None:
+        self._commit_began = began = self.now()
+        self._commit_thread.spawn(self.store.commit).get()
+        self._commit_began = None
+        self.commit_time.add(self.now() - began, self.now())
+
+    @property
+    def committing_s(self) -> float:
+        """How long the COMMIT that runs now has taken so far; 0: none runs."""
+        return self.now() - self._commit_began if self._commit_began is not None else 0.0
+
+    def _measure_lag(self) -> None:
+        while True:
+            due = self.now() + LAG_EVERY_S
+            gevent.sleep(LAG_EVERY_S)
+            now = self.now()
+            self.lag.add(max(0.0, now - due), now)
 
     def _apply(self) -> None:
         while not self.batches.apply_slice():
@@ -184,8 +207,7 @@ class Dispatch:
 
     def _tick(self) -> None:
         late_s = self.now() - self._planned_at
-        self.lag_s = max(0.0, late_s)
-        self.max_lag_s = max(self.max_lag_s, self.lag_s)
+        self.lag.highest = max(self.lag.highest, late_s)
         if late_s > STALL_S:
             log.warning("the hub stood still for %.1f s; leases get as much longer", late_s)
             self.engine.forgive(late_s)
@@ -211,7 +233,9 @@ class Dispatch:
     def _looked_at_disk(self, look: AsyncResult) -> None:
         if not look.successful():
             log.error("the free disk space is not known: %s", look.exception)
-        elif look.value != self.store_full:
+            return
+        self.free_bytes = self._room.free_bytes
+        if look.value != self.store_full:
             self.store_full = look.value
             log.error("disk space is %s: %d MiB are free", "short, new jobs are refused" if self.store_full else "back",
                       self._room.free_bytes // 2**20)
@@ -257,10 +281,6 @@ class Dispatch:
         found.state, found.worker, found.fence, found.attempt = present.state, present.worker, present.fence, present.attempt
         found.started_at, found.cancel_requested = present.started_at, present.cancel_requested
         return found
-
-    def commit_takes_s(self) -> float:
-        """Return how long the COMMIT that runs has been running; 0 if none does."""
-        return perf_counter() - self._commit_began if self._commit_began is not None else 0.0
 
     def check_room(self) -> None:
         """Raise BusyError while the batch that gathers takes no more submits."""

@@ -288,6 +288,7 @@ class Engine(LeaseRules):
             if lane.wants_refill:
                 self._ask_refill(lane)
         if taken:
+            self.tally.grants += len(taken)
             self._unpark(session, answer=False)
             self.effects.deliveries.append(Delivery(session, parked.request_id, taken))
         return is_blocked
@@ -345,6 +346,9 @@ class Engine(LeaseRules):
         Rows of jobs that the engine holds already (a running job's grant need not be on disk) are skipped.
         """
         lane.is_filling = False
+        self.tally.refills += plan is not None
+        self.tally.refilled += len(rows)
+        granted = self.tally.grants
         if plan is not None and plan.limit:
             edge = plan.after_rank
             for job in rows:
@@ -367,6 +371,7 @@ class Engine(LeaseRules):
             self._ask_refill(lane)  # the next slice
         self._match({lane: None}, now, was_blocked=True)
         self._answer_all_late(lane.groups, now)
+        self.tally.grants_after_refill += self.tally.grants - granted
         self._keep_budget()
 
     def _take_payloads(self, ids: list[int], payloads: dict[int, bytes], now: float) -> None:

@@ -19,9 +19,14 @@ from greenroom.number_blocks import Numbers
 from greenroom.records import Lost, SettleItem, StoredLease
 from greenroom.scheduled import Scheduled
 from greenroom.sessions import Lease, Session
+from greenroom.tally import Tally
 
 #: After so many leases of a job were lost to dead or silent workers it is failed: it may be what kills them.
 MAX_CRASHES = 5
+#: Reasons for which a job is requeued.
+REQUEUES = ("lost", "expired", "crash", "nack", "bye", "not presented")
+#: … and those for which it comes back without having been begun: that is no requeue.
+RETURNS = ("unbegun", "never arrived")
 #: A lease older than this is written to the store, so that it survives a restart; most jobs are done before.
 CHECKPOINT_AFTER_S = 1.0
 #: A session's leases are looked at for this no more often: with a thousand of them, granted one by one, it would cost a core.
@@ -63,7 +68,8 @@ class LeaseRules:
         lanes: (queue, task) -> Lane.
         waiting, waiting_bytes: scheduled and queued jobs, in memory and in the store, and their payloads.
         totals: State -> jobs, over all lanes; see Lane.counts. requeues: how often jobs came back, ever.
-        requeued_by: reason -> how often, since the start.
+        requeued_by: reason -> how often, since the start; also the reasons in RETURNS, which count as nothing else.
+        tally: what is counted for those who watch.
         draining: no submit and no reserve any more.
     """
 
@@ -84,6 +90,7 @@ class LeaseRules:
         self.parked = 0
         self.leases = 0
         self.draining = False
+        self.tally = Tally()
         self.requeued_by: Counter[str] = Counter()
         self.damaged: dict[int, str] = {}  # id -> what of it does not match its checksum on disk
         self.aside: dict[int, str] = {}  # those that waited: out of every window, and not counted
@@ -158,14 +165,17 @@ class LeaseRules:
             del self._instances[session.instance]
 
     def _restore_lease(self, stored: StoredLease, now: float, grace_s: float) -> None:
-        """Hold a lease from before the restart for its instance, through a session that is waiting to come back."""
-        session = self._instances.get(stored.instance)
+        """Hold a lease from before the restart, for its instance, through a session that is waiting to come back."""
+        # A worker without an instance cannot come back, so nothing tells which leases were of one: each is on its own.
+        instance = stored.instance if any(stored.instance) else None
+        session = self._instances.get(instance) if instance is not None else None
         if session is None:
             # Negative keys: these sessions have no connection and never meet those that are counted from 1.
-            session = Session(-1 - len(self.sessions), role="worker", name=stored.worker, instance=stored.instance, now=now)
+            session = Session(-1 - len(self.sessions), role="worker", name=stored.worker, instance=instance, now=now)
             session.grace_until = now + grace_s
             self.sessions[session.key] = session
-            self._instances[stored.instance] = session
+            if instance is not None:
+                self._instances[instance] = session
             self._look_at(session, session.grace_until)
         job = stored.job
         self._attach(job)
@@ -218,14 +228,24 @@ class LeaseRules:
             job = self.jobs.get(item.job)
             if job is None:
                 found = loaded.get(item.job)
-                outcomes.append(None if found is None else _settle_finished(item, found))
+                outcomes.append(None if found is None else self._tallied(_settle_finished(item, found)))
             elif job.lease is not None and job.lease.fence == item.fence:
                 self._settle_running(job, item, now)
                 outcomes.append("OK")
             else:
-                outcomes.append(self._settle_late(job, item, now))
+                outcomes.append(self._tallied(self._settle_late(job, item, now)))
         self._serve_returned(now)
         return outcomes
+
+    def _tallied(self, outcome: str | GreenroomError) -> str | GreenroomError:
+        """Count the outcome of a settle that did not end a lease."""
+        if outcome == "REPEATED":
+            self.tally.repeated_settles += 1
+        elif outcome == "OK":
+            self.tally.late_settles += 1
+        elif isinstance(outcome, LeaseLostError):
+            self.tally.stale_settles += 1
+        return outcome
 
     def _settle_running(self, job: Job, item: SettleItem, now: float) -> None:
         session = job.lease.session
@@ -243,7 +263,7 @@ class LeaseRules:
     def _settle_late(self, job: Job, item: SettleItem, now: float) -> str | LeaseLostError:
         """Settle under a lease that ended. Accepted as long as nobody else got the job."""
         if job.state is State.QUEUED and job.fence == item.fence:
-            if item.outcome in ("nack", "crash"):
+            if item.outcome in ("nack", "unbegun", "crash"):
                 return "REPEATED"
             if job.late_fence == item.fence:
                 job.lane.remove(job)
@@ -300,8 +320,8 @@ class LeaseRules:
         """End a lease without a result; the job goes back to its old place, or ends if it must.
 
         Args:
-            reason: "lost" (worker gone), "expired" (silent, or its own deadline) and "crash" count as crashes; "nack", "bye",
-                "not presented" and "never arrived" count as nothing.
+            reason: "lost" (worker gone), "expired" (silent, or its own deadline) and "crash" count as crashes; "nack", "bye" and
+                "not presented" only as requeues; those in RETURNS as nothing.
         """
         session = job.lease.session
         is_crash = reason in ("lost", "expired", "crash")
@@ -319,10 +339,11 @@ class LeaseRules:
         self._end_lease(job)
         lane = job.lane
         job.late_fence = job.fence if reason in ("lost", "expired") else 0
-        job.requeues += 1
-        lane.requeues += 1
-        self.requeues += 1
         self.requeued_by[reason] += 1
+        if reason not in RETURNS:
+            job.requeues += 1
+            lane.requeues += 1
+            self.requeues += 1
         is_held = lane.may_hold(job.rank)
         move(job, State.QUEUED)
         self._count_waiting(job, +1)
@@ -512,8 +533,8 @@ def _settle_finished(item: SettleItem, found: Job | Lost) -> str | GreenroomErro
         return NotFoundError(f"no job {item.job}")
     if found.damage is not None:
         return damaged_error(found)
-    repeats = {"ack": (State.COMPLETED,), "fail": (State.FAILED, State.CANCELLED),
-               "nack": (State.QUEUED, State.CANCELLED), "crash": (State.QUEUED, State.CANCELLED, State.FAILED)}
+    repeats = {"ack": (State.COMPLETED,), "fail": (State.FAILED, State.CANCELLED), "nack": (State.QUEUED, State.CANCELLED),
+               "unbegun": (State.QUEUED, State.CANCELLED), "crash": (State.QUEUED, State.CANCELLED, State.FAILED)}
     if found.fence == item.fence and found.state in repeats[item.outcome]:
         return "REPEATED"
     return LeaseLostError(f"job {item.job} is not held under fence {item.fence}")

@@ -97,6 +97,7 @@ class Listener(CarefulAccept, StreamServer):
     Attributes:
         handshakes: finished ones. rejected: reason (tls.REJECTION_REASONS, and "too_many") -> connections.
         recent: the latest 20 refused: {"at", "peer", "reason"}.
+        max_connections: how many there can be.
         open: connections that are being served or shaking hands. shaking: those that are shaking hands.
     """
 
@@ -109,8 +110,8 @@ class Listener(CarefulAccept, StreamServer):
         self._context = context
         self._serve = serve
         self._clock = clock
-        self._max_connections = max_connections
         self._gate = Gate()
+        self.max_connections = max_connections
         self._gate_busy_s = 0.0
         self._last_line_at = -REJECTION_LINE_EVERY_S
         self._unprinted = 0
@@ -129,7 +130,7 @@ class Listener(CarefulAccept, StreamServer):
         if accepted is None:
             return None
         sock, address = accepted
-        is_full = self.open >= self._max_connections or self.shaking >= MAX_HANDSHAKES
+        is_full = self.open >= self.max_connections or self.shaking >= MAX_HANDSHAKES
         if is_full and not self._make_room():
             sock.close()
             self._reject("too_many", address, "the broker has no room for more connections")

@@ -72,7 +72,7 @@ class SettleItem(NamedTuple):
 
     job: int
     fence: int
-    outcome: str  # ack, fail, nack, crash
+    outcome: str  # ack, fail, crash, nack, or unbegun: a nack of a job that its worker had not begun
     result: bytes | None  # ack only
     raw: bool
     error: dict[str, str] | None  # fail only: name, message, traceback

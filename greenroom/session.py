@@ -71,6 +71,7 @@ class Connection:
     def answer(self, request_id: int, answer: dict | GreenroomError) -> None:
         """Queue the reply to a request; `flush` sends it."""
         if isinstance(answer, GreenroomError):
+            self._dispatch.engine.tally.refuse(answer.code)
             self.stream.send(_encode({"id": request_id, "error": error_fields(answer)}))
             if answer.fatal:
                 self.is_open = False

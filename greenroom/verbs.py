@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from greenroom import __version__, views
+from greenroom import figures, views
 from greenroom.batches import Budget, Peer
 from greenroom.dispatch import Dispatch
 from greenroom.engine import Engine
@@ -79,6 +79,7 @@ def _submit(dispatch: Dispatch, caller: Caller, request: Request) -> None:
             elif known.body_hash != body_hash:
                 raise KeyConflictError("this submission id was used with other jobs", field="submission")
             else:
+                dispatch.engine.tally.repeated_submits += 1
                 dispatch.batches.hold(caller, request.id, {"jobs": json.loads(known.outcome), "repeated": True})
         _later(dispatch, caller, request.id, work)
 
@@ -97,18 +98,23 @@ def _store_jobs(dispatch: Dispatch, caller: Caller, request_id: int, items: list
             accepted.append(parse_new_job(item, DEFAULT_LIMITS.payload))
             outcomes.append(None)
         except GreenroomError as exc:
-            outcomes.append(error_fields(exc))
+            outcomes.append(_refused_job(dispatch, exc))
     now = dispatch.now()
     stored = iter(dispatch.engine.submit(accepted, now))
     for place, outcome in enumerate(outcomes):
         if outcome is None:
             result = next(stored)
-            outcomes[place] = result if type(result) is int else error_fields(result)
+            outcomes[place] = result if type(result) is int else _refused_job(dispatch, result)
     if submission is not None:
         dispatch.batches.remember(Submission(*submission, json.dumps(outcomes), now))
     dispatch.batches.note_payloads(sum(len(item.payload) for item in accepted))
     dispatch.after_call()
     dispatch.batches.hold(caller, request_id, {"jobs": outcomes})
+
+
+def _refused_job(dispatch: Dispatch, error: GreenroomError) -> dict[str, object]:
+    dispatch.engine.tally.refuse_job(error.code)
+    return error_fields(error)
 
 
 def _cancel(dispatch: Dispatch, caller: Caller, request: Request) -> None:
@@ -308,7 +314,7 @@ def _jobs(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     filters = {name: fields[name] for name in ("queue", "task", "worker") if fields[name] is not None}
     before, limit, state = fields["before"], fields["limit"], fields["state"]
     if state == State.RUNNING.label:
-        jobs, next_id = _running_page(dispatch, filters, before, limit)
+        jobs, next_id = views.running_page(dispatch.engine, filters, before, limit, dispatch.breathe)
     else:
         dispatch.wait_for_commit(5.0)
         rows, next_id = dispatch.read_page(before=before, limit=limit, state=state, **filters)
@@ -322,33 +328,16 @@ def _jobs(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     dispatch.batches.hold(caller, request.id, {"jobs": fit, "next": next_id})
 
 
-def _running_page(dispatch: Dispatch, filters: dict[str, str], before: int | None,
-                  limit: int) -> tuple[list[Job], int | None]:
-    """Running jobs are listed from memory: the store records them as queued."""
-    running = [lease.job for session in dispatch.engine.sessions.values() for lease in session.leases.values()]
-    matching = sorted((job for job in running if (before is None or job.id < before)
-                       and all(getattr(job, name) == value for name, value in filters.items())),
-                      key=lambda job: -job.id)
-    return matching[:limit], matching[limit - 1].id if len(matching) > limit else None
-
-
 def _queues(dispatch: Dispatch, caller: Caller, request: Request) -> None:
     dispatch.batches.hold(caller, request.id, views.queues(dispatch.engine, dispatch.breathe))
 
 
 def _workers(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    dispatch.batches.hold(caller, request.id, views.workers(dispatch.engine))
+    dispatch.batches.hold(caller, request.id, views.workers(dispatch.engine, dispatch.breathe))
 
 
 def _stats(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    shown = views.counts(dispatch.engine, dispatch.breathe)
-    batches = dispatch.batches
-    shown.update(now=dispatch.now(), started_at=dispatch.started_at, version=__version__, store={
-        "commits": batches.commits, "rows": batches.rows, "batch_rows": batches.last_rows,
-        "commit_ms": round(dispatch.commit_s * 1000, 3)}, hub={
-        "lag_ms": round(dispatch.lag_s * 1000, 3), "max_lag_ms": round(dispatch.max_lag_s * 1000, 3)},
-        requeued_by=dict(dispatch.engine.requeued_by), damaged=views.damaged(dispatch.engine))
-    dispatch.batches.hold(caller, request.id, shown)
+    dispatch.batches.hold(caller, request.id, figures.stats(dispatch))
 
 
 def _backup(dispatch: Dispatch, caller: Caller, request: Request) -> None:

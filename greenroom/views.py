@@ -5,8 +5,10 @@ Must not change what it shows, nor know who asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterable
+from heapq import merge, nsmallest
+from itertools import chain, islice
+from typing import TypeVar
 
 from greenroom.engine import Engine
 from greenroom.groups import Group
@@ -14,12 +16,22 @@ from greenroom.job import SMALL_BYTES, Job, State
 from greenroom.lanes import Lane
 from greenroom.sessions import Session
 
+STATES = max(State) + 1
 #: Entries in one answer of `queues` and `workers`; `total` tells the rest.
 MAX_ENTRIES = 1000
 MAX_TASKS = 100
-#: About 1 ms of the hub.
-LANES_PER_BREATH = 500
+#: What stands for all queues or tasks that are not shown one by one.
+OTHER = "(other)"
+#: About 1 ms of the hub each.
+LANES_PER_BREATH = 250
+SESSIONS_PER_BREATH = 250
+NAMES_PER_BREATH = 5000
 MAX_JOBS_OF_WORKER = 20
+#: One answer of `workers` holds so many bytes of names of tasks and queues, and so many jobs: then lists are cut, so that it fits
+#: a frame with a thousand workers of a hundred long names each.
+WORKERS_NAME_BYTES = 2**20
+NAME_COSTS = 8  # beside its bytes: the values in a frame are limited too
+WORKERS_JOBS = 4000
 
 
 def view(job: Job, *, with_payload: bool = False, with_result: bool = False) -> dict[str, object]:
@@ -55,27 +67,43 @@ def small_view(job: Job, *, with_payload: bool) -> dict[str, object]:
 class _Sums:
     """Counts over some lanes."""
 
+    # Two objects that the garbage collector looks at, not four: there may be 20,000 of these.
+    __slots__ = ("counts", "requeued", "lanes", "groups")
+
     def __init__(self) -> None:
-        self.counts = [0] * (max(State) + 1)
+        self.counts = [0] * STATES
         self.requeued = 0
         self.lanes = 0
-        self.groups: set[Group] = set()
+        self.groups: set[Group] | None = None
 
     def add(self, lane: Lane) -> None:
-        for state in State:
-            self.counts[state] += lane.counts[state]
+        counts = self.counts
+        for state, count in enumerate(lane.counts):
+            counts[state] += count
         self.requeued += lane.requeues
         self.lanes += 1
-        self.groups.update(lane.groups)
+        if lane.groups:
+            if self.groups is None:
+                self.groups = set()
+            self.groups.update(lane.groups)
+
+    @property
+    def unfinished(self) -> int:
+        """Jobs that wait or run."""
+        return self.counts[State.SCHEDULED] + self.counts[State.QUEUED] + self.counts[State.RUNNING]
 
     def shown(self) -> dict[str, int]:
         return {**{state.label: self.counts[state] for state in State}, "requeued": self.requeued,
-                "workers": sum(group.sessions for group in self.groups)}
+                "workers": sum(group.sessions for group in self.groups or ())}
 
 
-def _grouped(engine: Engine, attribute: str, breathe: Callable[[], None]) -> dict[str, _Sums]:
-    """Sum the lanes by queue or task. Calls `breathe` now and then: with 20,000 lanes this takes a while."""
-    sums: dict[str, _Sums] = {}
+Grouped = dict[str, _Sums]
+Item = TypeVar("Item")
+
+
+def grouped_by(attribute: str, engine: Engine, breathe: Callable[[], None]) -> Grouped:
+    """Sum the lanes by "queue" or "task". Calls `breathe` now and then: with 20,000 lanes this takes a while."""
+    sums: Grouped = {}
     for number, lane in enumerate(list(engine.lanes.values()), 1):
         name = getattr(lane, attribute)
         if name not in sums:
@@ -86,42 +114,125 @@ def _grouped(engine: Engine, attribute: str, breathe: Callable[[], None]) -> dic
     return sums
 
 
+def forget(grouped: Grouped, breathe: Callable[[], None]) -> None:
+    """Let go of sums a few at a time: to free 20,000 of them at once takes 5 ms."""
+    while grouped:
+        for _ in range(min(len(grouped), 4 * LANES_PER_BREATH)):
+            grouped.popitem()
+        breathe()
+
+
 def queues(engine: Engine, breathe: Callable[[], None]) -> dict[str, object]:
     """Return the answer of the verb `queues`."""
-    grouped = _grouped(engine, "queue", breathe)
-    entries = [{"name": name, **sums.shown(), "tasks": sums.lanes} for name, sums in sorted(grouped.items())[:MAX_ENTRIES]]
-    return {"queues": entries, "total": len(grouped)}
+    grouped = grouped_by("queue", engine, breathe)
+    entries = []
+    for number, name in enumerate(_least(grouped, MAX_ENTRIES, breathe), 1):
+        entries.append({"name": name, **grouped[name].shown(), "tasks": grouped[name].lanes})
+        if number % LANES_PER_BREATH == 0:
+            breathe()
+    total = len(grouped)
+    forget(grouped, breathe)
+    return {"queues": entries, "total": total}
 
 
-def tasks(engine: Engine, breathe: Callable[[], None]) -> list[dict[str, object]]:
-    """Return the tasks with the most jobs, as in `stats`."""
-    entries = [{"task": name, **sums.shown(), "total": sum(sums.counts)}
-               for name, sums in _grouped(engine, "task", breathe).items()]
-    entries.sort(key=lambda entry: (-entry["total"], entry["task"]))
-    return entries[:MAX_TASKS]
+def _least(items: Iterable[Item], limit: int, breathe: Callable[[], None]) -> list[Item]:
+    """Return the first `limit` of many items in order, looking at a few at a time."""
+    least: list[Item] = []
+    left = iter(items)
+    while some := list(islice(left, LANES_PER_BREATH)):
+        least = nsmallest(limit, chain(least, some))
+        breathe()
+    return least
 
 
-def worker_sessions(engine: Engine) -> list[Session]:
-    """Return the sessions of workers, also those in their reconnect grace, by name."""
-    return sorted((session for session in engine.sessions.values() if session.role == "worker"),
-                  key=lambda session: (session.name, session.key))
+def tasks(grouped: Grouped, breathe: Callable[[], None]) -> list[dict[str, object]]:
+    """Return the tasks with the most jobs, as in `stats`, of lanes grouped by task."""
+    largest = _least(((-sum(sums.counts), name) for name, sums in grouped.items()), MAX_TASKS, breathe)
+    return [{"task": name, **grouped[name].shown(), "total": -total} for total, name in largest]
 
 
-def workers(engine: Engine, limit: int = MAX_ENTRIES) -> dict[str, object]:
-    """Return the answer of the verb `workers`."""
-    sessions = worker_sessions(engine)
-    return {"workers": [_worker(session) for session in sessions[:limit]], "total": len(sessions)}
+def busiest(engine: Engine, grouped: Grouped, limit: int, breathe: Callable[[], None]) -> list[tuple[str, int, int, int]]:
+    """Return the queues or tasks with the most unfinished jobs: (name, scheduled, queued, running) each.
+
+    Beyond `limit` the others come last, together, under the name `(other)`, which no queue or task can have.
+    """
+    kept = [name for _, name in _least(((-sums.unfinished, name) for name, sums in grouped.items()), limit, breathe)]
+    shown = [(name, *_waiting(grouped[name].counts)) for name in kept]
+    if len(grouped) > limit:
+        seen = [sum(column) for column in zip(*(counts for _, *counts in shown))]
+        # Jobs may have moved while we breathed.
+        shown.append((OTHER, *(max(0, whole - part) for whole, part in zip(_waiting(engine.totals), seen))))
+    return shown
 
 
-def _worker(session: Session) -> dict[str, object]:
-    jobs = []
-    for lease in list(session.leases.values())[:MAX_JOBS_OF_WORKER]:
-        jobs.append({"id": lease.job.id, "fence": lease.fence, "task": lease.job.task, "started_at": lease.granted_at})
+def _waiting(counts: list[int]) -> list[int]:
+    return [counts[State.SCHEDULED], counts[State.QUEUED], counts[State.RUNNING]]
+
+
+def worker_sessions(engine: Engine, limit: int, breathe: Callable[[], None]) -> tuple[list[Session], int]:
+    """Return the first sessions of workers by name, also those in their reconnect grace, and how many there are."""
+    slices: list[list[Session]] = []
+    sessions = list(engine.sessions.values())
+    for first in range(0, len(sessions), SESSIONS_PER_BREATH):
+        workers_of_slice = [session for session in sessions[first:first + SESSIONS_PER_BREATH] if session.role == "worker"]
+        slices.append(sorted(workers_of_slice, key=_by_name))
+        breathe()
+    return list(islice(merge(*slices, key=_by_name), limit)), sum(map(len, slices))
+
+
+def _by_name(session: Session) -> tuple[str, int]:
+    return session.name, session.key
+
+
+def workers(engine: Engine, breathe: Callable[[], None], limit: int = MAX_ENTRIES) -> dict[str, object]:
+    """Return the answer of the verb `workers`. It fits a frame: in a long one, the lists of later workers are cut."""
+    sessions, total = worker_sessions(engine, limit, breathe)
+    room = _Room(WORKERS_NAME_BYTES, WORKERS_JOBS)
+    shown = []
+    looked_at = 0
+    for session in sessions:
+        shown.append(_worker(session, room))
+        looked_at += 10 + _count(session.tasks) + _count(session.queues)
+        if looked_at >= NAMES_PER_BREATH:
+            looked_at = 0
+            breathe()
+    return {"workers": shown, "total": total}
+
+
+class _Room:
+    """What the lists of one answer of `workers` may still hold."""
+
+    def __init__(self, name_bytes: int, jobs: int) -> None:
+        self._name_bytes = name_bytes
+        self._jobs = jobs
+
+    def names(self, names: frozenset[str] | None) -> list[str] | None:
+        """Return the first MAX_TASKS of the names, or fewer; None stays None: any."""
+        if names is None:
+            return None
+        shown: list[str] = []
+        for name in nsmallest(MAX_TASKS, names):
+            size = len(name) + NAME_COSTS
+            if size > self._name_bytes:
+                break
+            self._name_bytes -= size
+            shown.append(name)
+        return shown
+
+    def jobs(self, session: Session) -> list[dict[str, object]]:
+        """Return the session's first jobs."""
+        shown = [{"id": lease.job.id, "fence": lease.fence, "task": lease.job.task, "started_at": lease.granted_at}
+                 for lease in islice(session.leases.values(), min(MAX_JOBS_OF_WORKER, self._jobs))]
+        self._jobs -= len(shown)
+        return shown
+
+
+def _worker(session: Session, room: _Room) -> dict[str, object]:
     return {
-        "name": session.name, "session": session.key, "status": session.status, "jobs": jobs,
+        "name": session.name, "session": session.key, "status": session.status, "jobs": room.jobs(session),
         "running": len(session.leases), "free": session.parked.n if session.parked is not None else 0,
-        "tasks": None if session.tasks is None else sorted(session.tasks)[:MAX_TASKS],
-        "queues": None if session.queues is None else sorted(session.queues)[:MAX_TASKS],
+        "tasks": room.names(session.tasks), "tasks_total": _count(session.tasks),
+        "queues": room.names(session.queues), "queues_total": _count(session.queues),
         "connected_at": session.connected_at, "last_seen_at": session.last_seen, "done": session.done,
         "failed": session.failed, "lost": session.lost, "address": session.address, "software": session.software,
     }
@@ -132,14 +243,52 @@ def damaged(engine: Engine) -> dict[str, object]:
     return {"total": len(engine.damaged), "jobs": list(islice(engine.damaged, MAX_JOBS_OF_WORKER))}
 
 
+def _count(names: frozenset[str] | None) -> int:
+    return 0 if names is None else len(names)
+
+
+def running_page(engine: Engine, filters: dict[str, str], before: int | None, limit: int,
+                 breathe: Callable[[], None]) -> tuple[list[Job], int | None]:
+    """Return the newest running jobs that fit, below the id `before`, and the id that the next page is before or None.
+
+    They are listed from memory: the store records them as queued.
+
+    Args:
+        filters: names of attributes of a job -> the value they must have.
+    """
+    newest: list[Job] = []
+    looked_at = 0
+    for session in list(engine.sessions.values()):
+        fitting = [lease.job for lease in session.leases.values() if before is None or lease.job.id < before]
+        newest.extend(job for job in fitting if all(getattr(job, name) == value for name, value in filters.items()))
+        looked_at += 1 + len(session.leases)
+        if looked_at >= SESSIONS_PER_BREATH:
+            looked_at = 0
+            newest = _newest(newest, limit + 1)
+            breathe()
+    newest = _newest(newest, limit + 1)
+    page = [job for job in newest[:limit] if job.state is State.RUNNING]  # some may have ended meanwhile
+    return page, newest[limit - 1].id if len(newest) > limit else None
+
+
+def _newest(jobs: Iterable[Job], limit: int) -> list[Job]:
+    return nsmallest(limit, jobs, key=lambda job: -job.id)
+
+
 def counts(engine: Engine, breathe: Callable[[], None]) -> dict[str, object]:
-    """Return what `stats` says of jobs and workers."""
-    statuses = [session.status for session in engine.sessions.values() if session.role == "worker"]
+    """Return what `stats` says of jobs and sessions."""
+    statuses = {"idle": 0, "busy": 0, "lost": 0}
+    roles = {"client": 0, "worker": 0}
+    for number, session in enumerate(list(engine.sessions.values()), 1):
+        if session.role == "worker":
+            statuses[session.status] += 1
+        if session.conn is not None and session.grace_until is None:
+            roles[session.role] += 1
+        if number % SESSIONS_PER_BREATH == 0:
+            breathe()
     return {
         "states": {state.label: engine.totals[state] for state in State}, "requeued": engine.requeues,
-        "total": sum(engine.totals), "workers": len(statuses), "idle": statuses.count("idle"), "busy": statuses.count("busy"),
-        "connections": sum(session.conn is not None and session.grace_until is None
-                           for session in engine.sessions.values()),
-        "tasks": tasks(engine, breathe),
+        "total": sum(engine.totals), "workers": sum(statuses.values()), "idle": statuses["idle"], "busy": statuses["busy"],
+        "connections": sum(roles.values()), "clients": roles["client"],
         "memory": {"jobs": engine.window.jobs, "bytes": engine.window.payload_bytes, "leases": engine.leases},
     }

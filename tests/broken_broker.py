@@ -3,9 +3,9 @@
     kill-before-commit:N   the process kills itself instead of its Nth COMMIT
     kill-after-commit:N    it kills itself when its Nth COMMIT has returned, before anything leaves
     fail-sync:FILE         once this file is there each sync fails, as for a broken disk
-    hang-sync:FILE         once this file is there no sync returns for a minute, as for a disk that stands still
+    hang-sync:FILE         while this file is there no sync returns, for a minute at most, as for a disk that stands still
     hasty-answers:         answers leave when they are made, not when they are on disk
-    die:PART               the greenlet of that part ends with an exception a moment after start: pump, timer, sweeper, watcher
+    die:PART               the greenlet of that part ends with an exception a moment after start: pump, timer, lag, sweeper, watcher
     close:PART             what that part needs is closed behind its back: the socket of listener or web, the database of store
 """
 
@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -83,7 +84,9 @@ class _BadFile(apsw.VFSFile):
             if not self._disk.hangs:
                 raise apsw.IOError("planted")
             log.warning("the disk hangs (planted)")
-            sleep(HANG_S)
+            hangs_until = monotonic() + HANG_S
+            while self._disk.trigger.exists() and monotonic() < hangs_until:
+                sleep(0.05)
         super().xSync(flags)
 
 
@@ -111,7 +114,7 @@ def break_part(part: str) -> None:
 
 def _break(running: broker.Broker, part: str) -> None:
     if part == "store":
-        while running.dispatch.commit_takes_s():
+        while running.dispatch.committing_s:
             gevent.sleep(0.001)  # the commit thread has the connection
         running.store._db.close()
         return
@@ -121,8 +124,9 @@ def _break(running: broker.Broker, part: str) -> None:
         with open(os.devnull, "rb") as other:
             os.dup2(other.fileno(), server.socket.fileno())
         return
-    pump, timer = running.dispatch._greenlets
-    greenlet = {"pump": pump, "timer": timer, "sweeper": running.sessions._sweeper, "watcher": running._watcher}[part]
+    pump, timer, lag = running.dispatch._greenlets
+    greenlet = {"pump": pump, "timer": timer, "lag": lag, "sweeper": running.sessions._sweeper,
+                "watcher": running._watcher}[part]
     greenlet.kill(RuntimeError(f"planted in the {part}"), block=False)
 
 

@@ -25,13 +25,14 @@ log = logging.getLogger(__name__)
 
 MAX_PAGE = 200
 SUBMIT_FIELDS = ("task", "payload", "priority", "queue", "delay", "run_at")
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 COVERAGE_S = 1.0  # how long the answer to "who can run this task" is kept: a warning may be that old
 
 Call = Callable[[str, dict], dict]
 
 
 def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], live: Live,
-               ready: Callable[[], str | None], remarks: Callable[[], list[str]]) -> None:
+               ready: Callable[[], str | None], metrics: Callable[[], bytes], remarks: Callable[[], list[str]]) -> None:
     """Add the routes of docs/rest.md to a bottle application; the arguments are those of app.make_app."""
     api = _Api(call, security)
 
@@ -49,6 +50,7 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/events", lambda: _events(live))
     route("/healthz", lambda: {"status": "ok"})
     route("/readyz", lambda: _readiness(ready, remarks))
+    route("/metrics", lambda: _metrics(metrics))
 
 
 def _answered(handler: Callable[..., dict]) -> Callable[..., bytes | Iterator[bytes]]:
@@ -150,7 +152,7 @@ class _Api:
         if time.monotonic() - self._covered_at > COVERAGE_S:
             reply = self._call("workers", {})
             self._covered = None if reply["total"] > len(reply["workers"]) else [
-                (_name_set(worker["tasks"]), _name_set(worker["queues"])) for worker in reply["workers"]
+                (_name_set(worker, "tasks"), _name_set(worker, "queues")) for worker in reply["workers"]
                 if worker["status"] != "lost"]
             self._covered_at = time.monotonic()
         return self._covered is None or any((tasks is None or task in tasks) and (queues is None or queue in queues)
@@ -165,8 +167,10 @@ class _Api:
         return {"id": job_id, "outcome": outcome}
 
 
-def _name_set(names: list[str] | None) -> frozenset | None:
-    return None if names is None else frozenset(names)
+def _name_set(worker: dict, kind: str) -> frozenset | None:
+    """Return the names that a worker takes; None: any, or more than the list holds."""
+    names = worker[kind]
+    return None if names is None or len(names) < worker[f"{kind}_total"] else frozenset(names)
 
 
 def _events(live: Live) -> Iterator[bytes]:
@@ -176,6 +180,12 @@ def _events(live: Live) -> Iterator[bytes]:
     bottle.response.set_header("Cache-Control", "no-store")
     bottle.response.set_header("X-Accel-Buffering", "no")
     return stream
+
+
+def _metrics(metrics: Callable[[], bytes]) -> bytes:
+    # No check of the query: scrapers add parameters of their own.
+    bottle.response.content_type = METRICS_TYPE
+    return metrics()
 
 
 def _readiness(ready: Callable[[], str | None], remarks: Callable[[], list[str]]) -> dict:

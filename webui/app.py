@@ -21,7 +21,8 @@ TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
 
 
 def make_app(call: Callable[[str, dict], dict], security: Callable[[], dict], live: Live,
-             ready: Callable[[], str | None], remarks: Callable[[], list[str]] = list) -> bottle.Bottle:
+             ready: Callable[[], str | None], metrics: Callable[[], bytes] = bytes,
+             remarks: Callable[[], list[str]] = list) -> bottle.Bottle:
     """Build the WSGI application.
 
     Args:
@@ -30,10 +31,11 @@ def make_app(call: Callable[[str, dict], dict], security: Callable[[], dict], li
         security: returns the shape of `/api/security` (docs/rest.md); must not switch.
         live: the source of `/api/events`.
         ready: returns None, or the reason why the broker is not ready.
+        metrics: returns the body of `/metrics`; may switch.
         remarks: returns what a person should look at although the broker is ready.
     """
     app = _App()
-    add_routes(app, call, security, live, ready, remarks)
+    add_routes(app, call, security, live, ready, metrics, remarks)
     files = _read_static_files()
     app.route("/", "GET", lambda: _static(files, "index.html"))
     app.route("/favicon.ico", "GET", lambda: _static(files, "favicon.svg"))

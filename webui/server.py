@@ -53,9 +53,9 @@ class WebServer:
         return self._server.why_deaf()
 
     @property
-    def is_starved(self) -> bool:
-        """True while it does not accept because no file descriptors are left."""
-        return self._server.is_starved
+    def is_short_of_files(self) -> bool:
+        """True while nobody can be accepted for want of file descriptors."""
+        return self._server.is_short_of_files
 
     def stop(self, grace_s: float) -> None:
         """Stop accepting, wait up to `grace_s` for answers under way, close every connection. May be called twice. Switches.

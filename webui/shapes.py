@@ -31,9 +31,8 @@ def stats(reply: dict) -> dict:
     """Flatten the reply of the verb `stats` for the cards of the page."""
     states = reply["states"]
     counts = {state: states.get(state, 0) for state in ("queued", "scheduled", "running", "completed", "failed", "cancelled")}
-    kept = ("requeued", "total", "workers", "idle", "busy", "connections", "now", "started_at", "version", "states", "tasks",
-            "memory", "store", "damaged")
-    return {"queue_size": counts["queued"] + counts["scheduled"], **counts, **{name: reply.get(name) for name in kept}}
+    shown = {name: value for name, value in reply.items() if name != "id"}
+    return {"queue_size": counts["queued"] + counts["scheduled"], **counts, **shown}
 
 
 def job_row(view: dict) -> dict:

@@ -81,7 +81,7 @@ class Walk:
                                                    for session in engine.sessions.values())
         queued = [job for job in engine.jobs.values() if job.state is State.QUEUED]
         self.done["payload not in memory"] += any(job.payload is None for job in queued)
-        for reason in ("lost", "expired", "nack", "bye", "not presented", "never arrived", "crash"):
+        for reason in ("lost", "expired", "nack", "unbegun", "bye", "not presented", "never arrived", "crash"):
             self.done[reason] += engine.requeued_by[reason] > 0
         self.done["completed"] = max(self.done["completed"], engine.totals[State.COMPLETED])
 
@@ -121,7 +121,7 @@ class Walk:
         if worker is None:
             return
         jobs = self.rng.sample(sorted(worker.held), self.rng.randint(1, len(worker.held)))
-        outcome = self.rng.choices(["ack", "fail", "nack", "crash"], [14, 2, 3, 1.5])[0]
+        outcome = self.rng.choices(["ack", "fail", "nack", "unbegun", "crash"], [14, 2, 2, 1, 1.5])[0]
         self.ever_settled += [(outcome, job, worker.held[job]) for job in jobs]
         worker.settle(outcome, *jobs)
 

@@ -9,6 +9,7 @@ Every scenario also checks that no dialog opened, no policy was violated and no 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 
@@ -169,6 +170,24 @@ def everything_fits_1440_by_900(visit: Visit) -> None:
     assert sizes["scroll"] == [1440, 900], sizes
     assert all(bottom <= min(900, sizes["rows"]) for _, bottom in sizes["bottoms"]), sizes
     assert sizes["charts"], sizes
+    line = page.evaluate("[...document.querySelectorAll('#vitals div')].map((e) => e.getBoundingClientRect().bottom)")
+    assert len(set(line)) == 1 and line[0] <= 900, line  # one line, at the bottom
+
+
+def the_broker_itself_is_watched(visit: Visit) -> None:
+    page = visit.page
+    visit.open()
+    visit.submit("fibonacci")
+    page.wait_for_function("/^[0-9.]+ (ms|s)$/.test(document.querySelector('#vital-commit dd')?.innerText)")
+
+    shown = dict(page.evaluate("[...document.querySelectorAll('#vitals div')].map((e) => [e.id.slice(6), e.querySelector('dd').innerText])"))
+    titles = page.evaluate("[...document.querySelectorAll('#vitals div')].map((e) => e.title)")
+
+    assert list(shown) == ["lag", "commit", "batch", "window", "lost", "stale", "connections", "disk", "memory", "files"]
+    assert (shown["window"], shown["lost"], shown["stale"]) == ("100 %", "0", "0")
+    assert re.fullmatch(r"[0-9.]+ (ms|s)", shown["lag"]) and re.fullmatch(r"[0-9.]+ [KMGT]iB", shown["disk"])
+    assert re.fullmatch(r"[0-9.]+ MiB", shown["memory"]) and int(shown["connections"]) >= 1 and int(shown["files"]) > 5
+    assert all(titles) and not any("undefined" in text or "NaN" in text for text in [*shown.values(), *titles])
 
 
 def nothing_scrolls_sideways_on_a_phone(visit: Visit) -> None:
@@ -296,7 +315,7 @@ WINDOWS = {nothing_scrolls_sideways_on_a_phone: (360, 800)}
 SCENARIOS: dict[str, Callable[[Visit], None]] = {scenario.__name__: scenario for scenario in (
     submit_from_the_form_and_watch_it, results_are_exact, hostile_text_stays_text, the_page_recovers_after_a_restart,
     without_events_the_page_polls_and_comes_back, everything_fits_1440_by_900, nothing_scrolls_sideways_on_a_phone,
-    text_has_contrast_in_both_themes, the_keyboard_is_enough, wrong_input_is_told_at_its_field,
+    the_broker_itself_is_watched, text_has_contrast_in_both_themes, the_keyboard_is_enough, wrong_input_is_told_at_its_field,
     without_a_worker_the_page_says_how_to_start_one)}
 
 

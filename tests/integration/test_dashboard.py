@@ -78,7 +78,7 @@ def submit(broker: object, task: str, payload: object, **options: object) -> int
     return answer["id"]
 
 
-@pytest.mark.parametrize("name", ["submit_from_the_form_and_watch_it", "results_are_exact", "the_keyboard_is_enough",
+@pytest.mark.parametrize("name", ["submit_from_the_form_and_watch_it", "results_are_exact", "the_keyboard_is_enough", "the_broker_itself_is_watched",
                                   "wrong_input_is_told_at_its_field", "without_events_the_page_polls_and_comes_back"])
 def test_with_one_worker(broker: object, start_worker: object, name: str) -> None:
     start_worker()

@@ -114,6 +114,7 @@ def test_everything_completes_and_matches_although_a_worker_is_killed(demo: Demo
     assert f" {len(files)} hashes" in row(said, "compared")
     assert row(said, "failed") == "0"
     assert int(row(said, "requeued").split()[0]) >= 1
+    assert row(said, "given back").split()[0].isdigit()
     assert float(row(said, "time").split()[0]) >= 5
     for name in ("throughput", "latency p50", "latency p95", "latency p99", "longest file", "largest file"):
         assert row(said, name)

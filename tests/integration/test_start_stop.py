@@ -71,7 +71,10 @@ def test_a_second_broker_on_the_same_data_is_refused_and_touches_nothing(broker:
     sentence = refused("--data", str(broker.data))
 
     assert f"in use by pid {broker.pid}" in sentence and str(broker.data) in sentence
-    assert contents(broker.data) == before
+    after = contents(broker.data)
+    # SQLite's shared memory holds marks of who reads: the running broker, which prunes once a second, moves them itself.
+    assert {name: data for name, data in after.items() if not name.endswith("-shm")} == {
+        name: data for name, data in before.items() if not name.endswith("-shm")} and after.keys() == before.keys()
     assert submit(broker.connect(), {})
 
 
@@ -334,7 +337,7 @@ def test_when_the_store_fails_who_waits_gets_unknown_and_the_process_ends(make_b
         whole.end()
 
 
-@pytest.mark.parametrize("what", ["die:pump", "die:timer", "die:sweeper", "close:listener"])
+@pytest.mark.parametrize("what", ["die:pump", "die:timer", "die:lag", "die:sweeper", "close:listener"])
 def test_a_dead_part_ends_the_process_instead_of_living_on_deaf(make_broker: MakeBroker, what: str) -> None:
     broker = make_broker(env={"BREAK": what}, program=BROKEN)
 

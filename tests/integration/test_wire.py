@@ -180,10 +180,10 @@ def test_a_newer_reserve_replaces_the_older_and_none_takes_it_back(worker: RawPe
 
 def test_a_job_can_be_given_back_failed_crashed_and_lost(worker: RawPeer, producer: RawPeer, queue: str) -> None:
     [job] = submit(producer, queue)
-    for outcome, crashes in (("nack", 0), ("crash", 1)):
+    for given, crashes, requeues in ((["nack", False], 0, 0), (["nack", True], 0, 1), (["nack"], 0, 2), (["crash"], 1, 3)):
         [[_, fence, *_]] = take(worker, queue)
-        assert worker.call("settle", leases=[[job, fence, outcome]])["outcomes"] == ["OK"]
-        assert state(producer, job)["crashes"] == crashes
+        assert worker.call("settle", leases=[[job, fence, *given]])["outcomes"] == ["OK"]
+        assert (state(producer, job)["crashes"], state(producer, job)["requeues"]) == (crashes, requeues)
     [[_, fence, *_]] = take(worker, queue)
 
     stale, bad, ok = worker.call("settle", leases=[[job, fence - 1, "ack"], [job, fence, "maybe"],
@@ -191,7 +191,7 @@ def test_a_job_can_be_given_back_failed_crashed_and_lost(worker: RawPeer, produc
 
     assert (stale["code"], bad["code"], ok) == ("LEASE_LOST", "INVALID", "OK")
     view = state(producer, job)
-    assert (view["state"], view["attempt"], view["requeues"], len(view["error"]["message"])) == ("failed", 3, 2, 4096)
+    assert (view["state"], view["attempt"], view["requeues"], len(view["error"]["message"])) == ("failed", 5, 3, 4096)
 
 
 def test_silence_loses_a_lease_and_heartbeats_or_extend_keep_it(shared: BrokerProcess, producer: RawPeer, queue: str) -> None:

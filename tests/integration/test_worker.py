@@ -289,7 +289,7 @@ def test_a_job_that_arrives_during_a_drain_is_given_back(broker: ScriptedBroker,
     program.signal(signal.SIGTERM)
     assert peer.expect("reserve")["n"] == 0
     peer.reply(reserve, jobs=[delivery(2, 11, "echo")])
-    assert settled(peer) == [[2, 11, "nack"]]
+    assert settled(peer) == [[2, 11, "nack", False]]
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])
@@ -298,7 +298,7 @@ def test_what_outlives_the_grace_is_given_back(broker: ScriptedBroker, start: Ca
     program = start("--concurrency", "1", "--grace", "0.3", "--pool", pool)
     peer = hold_one(broker, tmp_path / "a")
     program.signal(signal.SIGTERM)
-    assert settled(peer) == [[1, 10, "nack"]]
+    assert settled(peer) == [[1, 10, "nack", True]]
     peer.reply(peer.expect("bye"))
     assert program.end() == 0
 
@@ -309,7 +309,7 @@ def test_a_second_signal_ends_the_grace(broker: ScriptedBroker, start: Callable[
     program.signal(signal.SIGTERM)
     program.line_with("draining")
     program.signal(signal.SIGTERM)
-    assert settled(peer) == [[1, 10, "nack"]]
+    assert settled(peer) == [[1, 10, "nack", True]]
     peer.reply(peer.expect("bye"))
     assert program.end() == 0
 
@@ -354,7 +354,7 @@ def test_quick_jobs_are_reserved_ahead_and_given_back_when_one_gets_long(broker:
     given_back = []
     while len(given_back) < 2:
         given_back += [item for item in settled(peer) if item[2] == "nack"]
-    assert given_back == [[2003, 2003, "nack"], [2004, 2004, "nack"]]
+    assert given_back == [[2003, 2003, "nack", False], [2004, 2004, "nack", False]]
 
 
 def test_more_than_a_first_frame_can_hold_is_left_out_of_the_hello(broker: ScriptedBroker, tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_a_lease_that_two_beats_miss_a_second_apart_goes_back_counted_as_nothing
     worker.heartbeat()
 
     assert state(core, job) is State.QUEUED
-    assert (core.engine.jobs[job].crashes, core.engine.requeued_by["never arrived"]) == (0, 1)
+    assert (core.engine.jobs[job].crashes, core.engine.jobs[job].requeues, core.engine.requeued_by["never arrived"]) == (0, 0, 1)
 
 
 def test_a_lease_that_is_listed_again_is_not_missed() -> None:
@@ -301,6 +301,25 @@ def test_nacks_are_counted_as_nothing_and_never_fail_a_job() -> None:
         worker.settle("nack", job)
 
     assert (core.engine.jobs[job].crashes, core.engine.jobs[job].requeues) == (0, 10)
+
+
+def test_a_job_given_back_before_it_began_is_not_counted_as_requeued() -> None:
+    core = Core()
+    (job,) = submitted(core, new_job())
+    worker = core.connect()
+    reserved(worker)
+    fence = worker.held[job]
+
+    assert outcome(worker, worker.settle("unbegun", job)) == "OK"
+    assert outcome(worker, worker.settle("unbegun", job, fence=fence)) == "REPEATED"
+
+    assert (core.engine.jobs[job].requeues, core.engine.jobs[job].crashes, core.engine.jobs[job].attempt) == (0, 0, 1)
+    assert (core.engine.requeues, core.engine.requeued_by) == (0, {"unbegun": 1})
+    assert reserved(worker) == [job]
+    core.crash_and_restart()
+    again = core.connect()
+    assert outcome(again, again.settle("unbegun", job, fence=fence)) == "REPEATED"
+    check_at_rest(core)
 
 
 # -- connections -----------------------------------------------------------------------------------------------------------
@@ -522,6 +541,31 @@ def test_leases_on_disk_hold_for_a_minute_after_a_restart_then_their_jobs_go_bac
 
     assert state(core, gone) is State.QUEUED and core.engine.jobs[gone].crashes == 1
     assert outcome(again, again.settle("ack", back)) == "OK"
+    check_at_rest(core)
+
+
+def test_leases_of_workers_without_an_instance_are_each_on_their_own_after_a_restart() -> None:
+    core = Core()
+    jobs = submitted(core, *[new_job() for _ in range(3)])
+    names = ["a", "b", "b"]
+    held = {}
+    for name in names:
+        worker = core.connect(name)
+        reserved(worker)
+        held.update(worker.held)
+    core.advance(1.0)
+    for _ in range(2):
+        core.crash_and_restart()
+        check(core)
+        assert [core.engine.jobs[job].lease.worker for job in jobs] == names
+        assert len({core.engine.jobs[job].lease.session for job in jobs}) == 3
+
+    other = core.connect("c")
+    assert outcome(other, other.settle("ack", jobs[0], fence=held[jobs[0]])) == "OK"  # job and fence name a lease, not a session
+    core.advance(60.0)
+
+    assert [state(core, job) for job in jobs[1:]] == [State.QUEUED, State.QUEUED]
+    assert not [session for session in core.engine.sessions.values() if session.key < 0]
     check_at_rest(core)
 
 

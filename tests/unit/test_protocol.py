@@ -287,6 +287,8 @@ def test_the_lower_version_is_spoken() -> None:
     ([1, 2, "ack"], SettleItem(1, 2, "ack", None, False, None)),
     ([1, 2, "ack", b"r", True, "later"], SettleItem(1, 2, "ack", b"r", True, None)),
     ([1, 2, "nack"], SettleItem(1, 2, "nack", None, False, None)),
+    ([1, 2, "nack", True], SettleItem(1, 2, "nack", None, False, None)),
+    ([1, 2, "nack", False], SettleItem(1, 2, "unbegun", None, False, None)),
     ([1, 2, "crash", "ignored"], SettleItem(1, 2, "crash", None, False, None)),
     ([1, 2, "fail"], SettleItem(1, 2, "fail", None, False, {"name": "", "message": "", "traceback": ""})),
     ([1, 2, "fail", {"name": "E", "message": 5, "more": 1}],
@@ -297,7 +299,7 @@ def test_a_settle_is_read_with_its_defaults(item: list, expected: SettleItem) ->
 
 
 @pytest.mark.parametrize("item", [None, {}, [], [1], [1, 2], [1, 2, "done"], [1, 2, b"ack"], [1, 2, ["ack"]], [0, 2, "ack"],
-                                  [1, 2, "ack", "text"], [1, 2, "ack", b"", 1]])
+                                  [1, 2, "ack", "text"], [1, 2, "ack", b"", 1], [1, 2, "nack", 0]])
 def test_a_bad_settle_is_invalid(item: object) -> None:
     with pytest.raises(InvalidError):
         parse_settle(item, 10)

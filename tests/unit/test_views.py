@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 from greenroom import views
-from greenroom.job import SMALL_BYTES
+from greenroom.job import SMALL_BYTES, Job, State
+from greenroom.protocol import DEFAULT_LIMITS, FrameReader, encode_frame
+from greenroom.sessions import Lease, Session
 from tests.core import Core, new_job, reserved, submitted
 
 
@@ -57,7 +63,7 @@ def test_queues_tasks_and_counts_add_up() -> None:
          "workers": 2, "tasks": 2},
         {"name": "y", "scheduled": 0, "queued": 0, "running": 1, "completed": 0, "failed": 0, "cancelled": 0, "requeued": 0,
          "workers": 1, "tasks": 1}]}
-    assert [(entry["task"], entry["total"], entry["workers"]) for entry in views.tasks(core.engine, nothing)] == [
+    assert [(entry["task"], entry["total"], entry["workers"]) for entry in views.tasks(views.grouped_by("task", core.engine, nothing), nothing)] == [
         ("a", 2, 1), ("b", 2, 2)]
     counted = views.counts(core.engine, nothing)
     assert counted["states"] == {"scheduled": 1, "queued": 0, "running": 2, "completed": 0, "failed": 1, "cancelled": 0}
@@ -73,13 +79,14 @@ def test_a_worker_is_shown_with_what_it_holds_and_asks_for() -> None:
     worker.reserve(3, wait=60, tasks=["t", "a"])
     core.connect("c", role="client")
 
-    told = views.workers(core.engine)
+    told = views.workers(core.engine, nothing)
 
     assert told["total"] == 1
     (shown,) = told["workers"]
     assert (shown["name"], shown["status"], shown["running"], shown["free"]) == ("alice", "busy", 25, 3)
     assert [job["id"] for job in shown["jobs"]] == ids[:20]
     assert (shown["tasks"], shown["queues"], shown["last_seen_at"]) == (["a", "t"], None, core.now)
+    assert (shown["tasks_total"], shown["queues_total"]) == (2, 0)
 
 
 def test_a_list_of_workers_is_cut_and_tells_how_many_there_are() -> None:
@@ -87,9 +94,98 @@ def test_a_list_of_workers_is_cut_and_tells_how_many_there_are() -> None:
     for number in range(5):
         core.connect(f"w{number}")
 
-    told = views.workers(core.engine, limit=2)
+    told = views.workers(core.engine, nothing, limit=2)
 
     assert ([shown["name"] for shown in told["workers"]], told["total"]) == (["w0", "w1"], 5)
+
+
+@pytest.mark.parametrize("name", ["n" * 124, "n"])
+def test_the_longest_answer_of_workers_fits_a_frame_and_says_what_it_cut(name: str) -> None:
+    core = Core()
+    names = [f"{name}{number:04}" for number in range(150)]
+    for number in range(1000):
+        worker = core.connect(f"{number:0128}")
+        worker.session.software = "\N{GRINNING FACE}" * 128
+        worker.session.tasks = worker.session.queues = frozenset(names)
+        for job_id in range(25):
+            job = Job(2**52 + job_id, "q", names[0] + "x" * (124 - len(name)), 5, b"", False, 0.0)
+            worker.session.leases[job_id] = Lease(job, 2**52, worker.session, core.now)
+
+    told = views.workers(core.engine, nothing)
+
+    frame = encode_frame({"id": 2**32, **told})
+    assert len(frame) <= DEFAULT_LIMITS.frame
+    reader = FrameReader()
+    assert len(reader.feed(frame)) == 1 and reader.failed is None
+    assert len(told["workers"]) == 1000
+    first, last = told["workers"][0], told["workers"][-1]
+    assert (first["tasks"], first["tasks_total"], len(first["jobs"]), first["running"]) == (names[:100], 150, 20, 25)
+    assert (last["tasks"], last["tasks_total"], last["queues_total"], last["jobs"], last["running"]) == ([], 150, 150, [], 25)
+
+
+def test_running_jobs_are_paged_newest_first_whoever_holds_them() -> None:
+    core = Core()
+    ids = submitted(core, *[new_job(("a", "b")[number % 2]) for number in range(10)])
+    for _ in range(5):
+        reserved(core.connect(), 2)
+
+    def pages(filters: dict[str, str], limit: int) -> list[int]:
+        found, before = [], None
+        while True:
+            page, before = views.running_page(core.engine, filters, before, limit, nothing)
+            found.extend(job.id for job in page)
+            if before is None:
+                return found
+
+    assert all(pages({}, limit) == ids[::-1] for limit in (1, 3, 5, 10, 11))
+    assert pages({"task": "b"}, 2) == ids[1::2][::-1]
+
+
+def test_a_job_that_ends_while_a_page_of_running_jobs_is_made_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "SESSIONS_PER_BREATH", 1)
+    core = Core()
+    old, new = submitted(core, new_job(), new_job())
+    first, second = core.connect(), core.connect()
+    reserved(first)
+    reserved(second)
+
+    breaths = []
+
+    def breathe() -> None:
+        """Settle the old job once the page has it: after the producer and the first worker were looked at."""
+        breaths.append(old in core.engine.jobs)
+        if len(breaths) == 2:
+            first.settle("ack", old)
+
+    page, before = views.running_page(core.engine, {}, None, 5, breathe)
+
+    assert ([job.id for job in page], before) == ([new], None)
+    assert breaths == [True, True, False]
+
+
+@pytest.mark.parametrize("ask", [
+    lambda engine, breathe: views.workers(engine, breathe, limit=10),
+    lambda engine, breathe: views.running_page(engine, {}, None, 50, breathe),
+    views.counts,
+])
+def test_what_looks_at_ten_thousand_sessions_breathes_every_few_hundred(ask: Callable) -> None:
+    core = Core()
+    for number in range(10_000):
+        core.engine.open_session(Session(number + 1, role="worker", name=f"w{number % 977}", instance=None, now=core.now), [], core.now)
+    breaths = []
+
+    ask(core.engine, lambda: breaths.append(1))
+
+    assert len(breaths) >= 10_000 // views.SESSIONS_PER_BREATH
+
+
+def test_workers_come_by_name_over_all_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "SESSIONS_PER_BREATH", 2)
+    core = Core()
+    for name in ("d", "b", "e", "a", "c"):
+        core.connect(name)
+
+    assert [shown["name"] for shown in views.workers(core.engine, nothing)["workers"]] == ["a", "b", "c", "d", "e"]
 
 
 def test_long_answers_let_others_breathe() -> None:
@@ -99,4 +195,4 @@ def test_long_answers_let_others_breathe() -> None:
 
     views.queues(core.engine, lambda: breaths.append(1))
 
-    assert len(breaths) == 2
+    assert len(breaths) >= 2

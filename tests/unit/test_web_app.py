@@ -34,6 +34,7 @@ class Verbs:
         self.calls: list[tuple[str, dict]] = []
         self.planted: dict[str, Exception] = {}
         self.not_ready: str | None = None
+        self.tasks_total = 1
 
     def call(self, verb: str, fields: dict) -> dict:
         self.calls.append((verb, fields))
@@ -45,7 +46,8 @@ class Verbs:
         return STATS
 
     def verb_workers(self, fields: dict) -> dict:
-        worker = {"name": "w", "status": "idle", "tasks": ["fibonacci"], "queues": ["default"], "jobs": []}
+        worker = {"name": "w", "status": "idle", "tasks": ["fibonacci"], "tasks_total": self.tasks_total, "queues": ["default"],
+                  "queues_total": 1, "jobs": []}
         return {"workers": [worker], "total": 1}
 
     def verb_queues(self, fields: dict) -> dict:
@@ -158,6 +160,14 @@ def test_a_job_that_no_worker_can_run_is_accepted_with_a_warning(web: Web, body:
 
     assert answer.status == 201
     assert "no connected worker" in answer.json["warning"]
+
+
+def test_there_is_no_such_warning_while_a_workers_list_of_tasks_is_cut(web: Web) -> None:
+    web.verbs.tasks_total = 2
+
+    answer = web.ask("POST", "/api/submit", {"task": "nobody_has_it"})
+
+    assert answer.status == 201 and "warning" not in answer.json
 
 
 def test_a_stored_job_is_201_even_if_what_is_asked_afterwards_fails(web: Web) -> None:

@@ -24,7 +24,8 @@ PAYLOAD = b"\x81\xa4data\xa8stressed"
 LIMITS = {"frame": 4194304, "payload": 1048576, "result": 1048576, "list": 1000, "leases": 1000, "reserve": 1048576, "wait": 60,
           "waits": 256}
 WORKER = {"name": "w1", "session": 2, "status": "busy", "jobs": [{"id": 7, "fence": 12, "task": "reverse_string",
-          "started_at": 1795560406.0}], "running": 1, "free": 3, "tasks": ["reverse_string"], "queues": None,
+          "started_at": 1795560406.0}], "running": 1, "free": 3, "tasks": ["reverse_string"], "tasks_total": 1, "queues": None,
+          "queues_total": 0,
           "connected_at": 1795560400.0, "last_seen_at": 1795560406.0, "done": 0, "failed": 0, "lost": 0,
           "address": "127.0.0.1:40000", "software": "greenroom-python/0.1.0"}
 BACKUP = bytes.fromhex("5ea7c0de" * 4)
@@ -55,7 +56,7 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "settle": ("C: the four outcomes", {"verb": "settle", "id": 7, "leases": [
                [7, 12, "ack", b"\xa8desserts", False],
                [9, 13, "fail", {"name": "ValueError", "message": "no such file", "traceback": ""}],
-               [10, 14, "nack"], [11, 15, "crash"]]}),
+               [10, 14, "nack", False], [11, 15, "crash"]]}),
     "settle_reply": ("S: the last lease was lost", {"id": 7, "outcomes": ["OK", "OK", "OK", {
                      "code": "LEASE_LOST", "message": "job 11 is not held under fence 15"}]}),
     "heartbeat": ("C:", {"verb": "heartbeat", "id": 8, "leases": [[7, 12]]}),
@@ -71,10 +72,20 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "workers_reply": ("S:", {"id": 12, "workers": [WORKER], "total": 1}),
     "stats": ("C:", {"verb": "stats", "id": 13}),
     "stats_reply": ("S:", {"id": 13, "states": COUNTS, "requeued": 0, "total": 7, "workers": 1, "idle": 0, "busy": 1,
-                    "connections": 2, "tasks": [{"task": "reverse_string", **COUNTS, "requeued": 0, "workers": 1, "total": 7}],
-                    "memory": {"jobs": 1, "bytes": 15, "leases": 1}, "now": 1795560407.0, "started_at": 1795560000.0,
-                    "version": "0.1.0", "store": {"commits": 20, "rows": 40, "batch_rows": 2, "commit_ms": 0.25},
-                    "hub": {"lag_ms": 0.5, "max_lag_ms": 4.0}, "requeued_by": {}}),
+                    "connections": 2, "clients": 1, "lanes": 1,
+                    "tasks": [{"task": "reverse_string", **COUNTS, "requeued": 0, "workers": 1, "total": 7}],
+                    "memory": {"jobs": 1, "bytes": 15, "leases": 1, "max_jobs": 100000, "max_bytes": 134217728, "granted": 6,
+                               "granted_after_refill": 0, "refills": 0, "refilled": 0},
+                    "now": 1795560407.0, "started_at": 1795560000.0, "version": "0.1.0",
+                    "store": {"commits": 20, "rows": 40, "batch_rows": 2, "batch_rows_p50": 2, "batch_rows_p99": 4, "commit_ms": 0.25,
+                              "commit_p50_ms": 0.25, "commit_p99_ms": 2.0, "commit_max_ms": 4.0, "full": False,
+                              "free_bytes": 80149938176},
+                    "hub": {"lag_ms": 0.5, "max_lag_ms": 4.0, "lag_p50_ms": 0.25, "lag_p99_ms": 2.0}, "requeued_by": {}, "returned": 0,
+                    "settles": {"late": 0, "stale": 0, "repeated": 0}, "repeated_submits": 0, "refused": {"NOT_FOUND": 1},
+                    "refused_jobs": {}, "waiting": {"reserves": 1, "waits": 0, "answers": 0, "answer_bytes": 0},
+                    "door": {"open": 2, "shaking": 0, "max": 19872, "handshakes": 2, "protocol_errors": 0}, "rejected": {},
+                    "process": {"resident_bytes": 54304768, "cpu_s": 0.5, "open_files": 18, "max_files": 20000, "viewers": 0,
+                                "log_lines_dropped": 0}}),
     "ping": ("C:", {"verb": "ping", "id": 14}),
     "ping_reply": ("S:", {"id": 14, "now": 1795560407.5}),
     "backup": ("C: a backup, please", {"verb": "backup", "id": 16, "step": "begin", "backup": BACKUP}),

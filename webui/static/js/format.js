@@ -5,6 +5,21 @@ const numberFormat = new Intl.NumberFormat("en-US");
 /** 98112 -> "98,112"; anything that is not a number -> "–". */
 export const count = (n) => (typeof n === "number" ? numberFormat.format(n) : "–");
 
+/** Milliseconds -> "0.3 ms", "12 ms", "1.5 s"; anything that is not a number -> "–". */
+export function milliseconds(ms) {
+  if (typeof ms !== "number") return "–";
+  if (ms >= 1000) return `${(ms / 1000).toFixed(1)} s`;
+  return `${ms < 9.95 ? ms.toFixed(1) : Math.round(ms)} ms`;
+}
+
+/** Bytes -> "512 B", "52 MiB", "74.6 GiB"; anything that is not a number -> "–". */
+export function bytes(n) {
+  if (typeof n !== "number") return "–";
+  const unit = n < 1024 ? 0 : Math.min(4, Math.floor(Math.log2(n) / 10));
+  const value = n / 1024 ** unit;
+  return `${unit && value < 99.95 ? value.toFixed(1).replace(".0", "") : Math.round(value)} ${["B", "KiB", "MiB", "GiB", "TiB"][unit]}`;
+}
+
 /** Seconds -> a short length such as "0.4 s", "12 s", "3 min", "2 h", "5 d". */
 export function length(seconds) {
   const s = Math.max(0, seconds);

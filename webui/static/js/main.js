@@ -9,6 +9,7 @@ import { JobLog } from "./log.js";
 import { Banners, Cards, Header, Security, StatusChart, TaskChart, Workers, summary } from "./panels.js";
 import { SubmitForm } from "./submit.js";
 import { html } from "./ui.js";
+import { Vitals } from "./vitals.js";
 
 const ANNOUNCE_MS = 10000; // a screen reader must be able to finish the sentence
 
@@ -49,6 +50,7 @@ const Page = () => html`
     <${Cards} />
     <div class="panels"><${StatusChart} /><${TaskChart} /><${Workers} /><${Security} /></div>
     <div class="lower"><${JobLog} /><${SubmitForm} /></div>
+    <${Vitals} />
   </main>
   <${Drawer} />
   <${Announcer} />`;

@@ -43,6 +43,8 @@ export function Banners() {
     ? stats.value.tasks.filter((task) => task.queued > 0 && task.workers === 0) : [];
   return html`<div class="banners" role="status">
     ${link.value === "lost" && html`<p class="banner tone-bad" id="lost"><${Icon} name="warn" />Connection lost, retrying. The figures below are from before.</p>`}
+    ${stats.value?.store?.full && html`<p class="banner tone-bad" id="disk-full"><${Icon} name="warn" />The broker's disk is nearly full: new jobs are refused, running ones can be settled.</p>`}
+    ${stats.value?.damaged?.total > 0 && html`<p class="banner tone-bad"><${Icon} name="warn" />${count(stats.value.damaged.total)} jobs are damaged on the broker's disk; its log names them.</p>`}
     ${waiting.length > 0 && html`<p class="banner tone-warn"><${Icon} name="warn" /><span>No connected worker can run
       ${waiting.slice(0, 3).map((task, i) => html`${i ? ", " : " "}<bdi class="mono">${task.task}</bdi> (${count(task.queued)} waiting)`)}
       ${waiting.length > 3 ? ` and ${waiting.length - 3} more` : ""}</span></p>`}

@@ -1,0 +1,97 @@
+"""What the broker tells of itself while it runs: the answer of the verb `stats`, and what /metrics shows beside it.
+
+Read-only. It must not know the wire, nor Prometheus; long counts breathe.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from greenroom import __version__, views
+from greenroom.dispatch import Dispatch
+from greenroom.distributions import Distribution
+from greenroom.leases import RETURNS
+
+#: Queues, and tasks, that /metrics shows one by one: those with the most unfinished jobs. The others are one sum.
+SHOWN_ONE_BY_ONE = 50
+
+
+class Figures(NamedTuple):
+    """Everything that can be watched.
+
+    Attributes:
+        stats: the answer of the verb `stats`.
+        lag, commit_time, batch_rows: seconds, seconds, rows.
+        queues, tasks: (name, scheduled, queued, running), see views.busiest.
+        committing_s: how long the COMMIT that runs now has taken so far; 0: none runs.
+        not_ready: why the broker is not ready, or None.
+    """
+
+    stats: dict
+    lag: Distribution
+    commit_time: Distribution
+    batch_rows: Distribution
+    queues: list[tuple[str, int, int, int]]
+    tasks: list[tuple[str, int, int, int]]
+    committing_s: float
+    not_ready: str | None
+
+
+def figures(dispatch: Dispatch, not_ready: str | None) -> Figures:
+    """Return what /metrics shows. Breathes."""
+    engine, breathe = dispatch.engine, dispatch.breathe
+    by_queue = views.grouped_by("queue", engine, breathe)
+    queues = views.busiest(engine, by_queue, SHOWN_ONE_BY_ONE, breathe)
+    views.forget(by_queue, breathe)
+    by_task = views.grouped_by("task", engine, breathe)
+    tasks = views.busiest(engine, by_task, SHOWN_ONE_BY_ONE, breathe)
+    return Figures(_stats(dispatch, by_task), dispatch.lag, dispatch.commit_time, dispatch.batch_rows, queues, tasks,
+                   dispatch.committing_s, not_ready)
+
+
+def stats(dispatch: Dispatch) -> dict[str, object]:
+    """Return the answer of the verb `stats`, see docs/protocol_v1.md. Breathes."""
+    return _stats(dispatch, views.grouped_by("task", dispatch.engine, dispatch.breathe))
+
+
+def _stats(dispatch: Dispatch, by_task: views.Grouped) -> dict[str, object]:
+    engine, tally, now = dispatch.engine, dispatch.engine.tally, dispatch.now()
+    shown = {**views.counts(engine, dispatch.breathe), "tasks": views.tasks(by_task, dispatch.breathe)}
+    views.forget(by_task, dispatch.breathe)
+    shown["memory"].update(
+        max_jobs=engine.window.max_jobs, max_bytes=engine.window.max_bytes, granted=tally.grants,
+        granted_after_refill=tally.grants_after_refill, refills=tally.refills, refilled=tally.refilled)
+    shown.update(
+        now=now, started_at=dispatch.started_at, version=__version__, lanes=len(engine.lanes), store=_store(dispatch, now),
+        hub=_hub(dispatch, now), requeued_by=dict(engine.requeued_by), damaged=views.damaged(engine),
+        returned=sum(engine.requeued_by[reason] for reason in RETURNS),
+        settles={"late": tally.late_settles, "stale": tally.stale_settles, "repeated": tally.repeated_settles},
+        repeated_submits=tally.repeated_submits, refused=dict(tally.refused), refused_jobs=dict(tally.refused_jobs),
+        waiting={"reserves": engine.parked, "waits": dispatch.waits.open, "answers": dispatch.batches.held_answers,
+                 "answer_bytes": dispatch.batches.held_bytes},
+        **dispatch.outside())
+    return shown
+
+
+def _store(dispatch: Dispatch, now: float) -> dict[str, object]:
+    batches, commit_time, batch_rows = dispatch.batches, dispatch.commit_time, dispatch.batch_rows
+    commit_p50, commit_p99 = commit_time.quantiles((0.5, 0.99), now)
+    rows_p50, rows_p99 = batch_rows.quantiles((0.5, 0.99), now)
+    return {"commits": batches.commits, "rows": batches.rows, "batch_rows": batches.last_rows, "batch_rows_p50": _whole(rows_p50),
+            "batch_rows_p99": _whole(rows_p99), "commit_ms": _ms(commit_time.latest), "commit_p50_ms": _ms(commit_p50),
+            "commit_p99_ms": _ms(commit_p99), "commit_max_ms": _ms(commit_time.highest), "full": dispatch.store_full,
+            "free_bytes": dispatch.free_bytes}
+
+
+def _hub(dispatch: Dispatch, now: float) -> dict[str, object]:
+    p50, p99 = dispatch.lag.quantiles((0.5, 0.99), now)
+    return {"lag_ms": _ms(dispatch.lag.latest), "max_lag_ms": _ms(dispatch.lag.highest), "lag_p50_ms": _ms(p50),
+            "lag_p99_ms": _ms(p99)}
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _whole(rows: float | None) -> int | None:
+    return None if rows is None else round(rows)
