@@ -17,7 +17,7 @@ LEVELS: list[list[str]] = [
     ["groups", "sessions", "effects", "leases", "engine", "views", "waits", "tasks"],
     ["stores.*", "logs", "tables"],
     ["protocol"],
-    ["config", "tls", "endpoint", "batches", "pool_child", "pools", "link", "stream", "accepts"],
+    ["config", "tls", "endpoint", "batches", "pool_child", "pools", "replies", "link", "stream", "accepts"],
     ["dispatch", "client", "client_cli", "client_demo", "client_submits", "client_waits"],
     ["verbs", "session", "listener", "webui.*"],
     ["worker", "broker", "demo"],

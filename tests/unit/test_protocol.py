@@ -355,6 +355,14 @@ def test_a_long_error_is_cut_and_not_refused() -> None:
     assert {key: len(text) for key, text in error.items()} == {"name": 128, "message": 4096, "traceback": 16384}
 
 
+@pytest.mark.parametrize("error", [None, 5, {}, {"code": 5, "message": ["x"], "field": 1, "retry_after_s": "soon"}, {"retry_after_s": -1.0},
+                                   {"retry_after_s": math.nan}, {"retry_after_s": math.inf}, {"retry_after_s": True}])
+def test_an_error_that_makes_no_sense_is_still_one_that_can_be_shown_and_slept_for(error: object) -> None:
+    exc = from_wire(error)
+
+    assert (exc.code, exc.message, exc.field, exc.retry_after_s) == ("INTERNAL", "error without a message", None, None)
+
+
 def test_an_error_crosses_the_wire_with_all_it_says() -> None:
     for exc in (BusyError("later", retry_after_s=0.5), InvalidError("n is bad", field="n"), LeaseLostError("gone")):
         back = from_wire(msgpack.unpackb(msgpack.packb(error_fields(exc))))
