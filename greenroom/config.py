@@ -103,14 +103,19 @@ def _convert(setting: object, value: object) -> object:
         raise ValueError("must be a whole number")
     try:
         converted = kind(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"must be a {'whole ' if kind is int else ''}number, not {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"must be a {'whole ' if kind is int else ''}number, not {_shown(value)}") from None
     low, high = setting.metadata["low"], setting.metadata["high"]
     if low is not None and not low <= converted <= high:  # also refuses nan
-        raise ValueError(f"must be from {low} to {high}, not {value}")
+        raise ValueError(f"must be from {low} to {high}, not {_shown(converted)}")
     if setting.name == "log_level" and converted not in ("debug", "info", "warning", "error"):
         raise ValueError(f"must be debug, info, warning or error, not {value!r}")
     return converted
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def _from_file(path: Path) -> dict[str, object]:
@@ -118,8 +123,8 @@ def _from_file(path: Path) -> dict[str, object]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigError(f"cannot read {path}: {exc.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} is not TOML: {exc}") from None
+    except (ValueError, RecursionError) as exc:  # also bytes that are not UTF-8, integers of 5,000 digits, lists in lists in lists …
+        raise ConfigError(f"{path} is not TOML: {' '.join(str(exc).split())}") from None
     return _known(table, str(path))
 
 
