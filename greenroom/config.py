@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -70,6 +71,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> BrokerConfig:
     return config
 
 
+@functools.cache  # making it takes longer than all the rest
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="broker.py", allow_abbrev=False, description="The Greenroom job broker.",
