@@ -35,6 +35,7 @@ class Report(NamedTuple):
     """What came of one target."""
 
     target: str
+    seed: int  # of libFuzzer
     inputs: int
     size: int  # bytes of all inputs
     slowest_ms: float
@@ -42,7 +43,7 @@ class Report(NamedTuple):
     failed: str  # the end of its output and the input in hex, "" if all went well
 
     def __str__(self) -> str:
-        return (f"{self.target}: {self.inputs:,} inputs, {self.size:,} bytes, slowest {self.slowest_ms:.1f} ms, {self.rss_mb} MB"
+        return (f"{self.target}: seed {self.seed}, {self.inputs:,} inputs, {self.size:,} bytes, slowest {self.slowest_ms:.1f} ms, {self.rss_mb} MB"
                 + (f"\n{self.failed}" if self.failed else ""))
 
 
@@ -82,12 +83,13 @@ class Child:
         self._log.close()
         inputs, size, slowest_s = struct.unpack("=QQd", (self._work / "counters").read_bytes())
         rss = re.search(r"peak_rss_mb:\s*(\d+)", output)
+        seed = re.search(r"Seed: (\d+)", output)
         failed = ""
         if self._process.returncode != 0:
             kept = [f"{path.name}: {path.read_bytes().hex()}" for path in self._work.glob("*-*") if path.is_file()]
             failed = "\n".join([*output.splitlines()[-40:], f"exit code {self._process.returncode}", *kept])
         self._folder.cleanup()
-        return Report(self.target, inputs, size, slowest_s * 1000, int(rss[1]) if rss else 0, failed)
+        return Report(self.target, int(seed[1]) if seed else 0, inputs, size, slowest_s * 1000, int(rss[1]) if rss else 0, failed)
 
     def end(self) -> None:
         """Make sure that it is gone."""
