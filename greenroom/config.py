@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -80,6 +81,7 @@ def collect(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[BrokerConf
     return config, errors
 
 
+@functools.cache  # making it takes longer than all the rest
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="broker.py", allow_abbrev=False, description="The Greenroom job broker.",
@@ -115,11 +117,11 @@ def _convert(setting: object, value: object) -> object:
         raise ValueError("must be a whole number")
     try:
         converted = kind(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"must be a {'whole ' if kind is int else ''}number, not {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"must be a {'whole ' if kind is int else ''}number, not {_shown(value)}") from None
     low, high = setting.metadata["low"], setting.metadata["high"]
     if low is not None and not low <= converted <= high:  # also refuses nan
-        raise ValueError(f"must be from {low} to {high}, not {value}")
+        raise ValueError(f"must be from {low} to {high}, not {_shown(converted)}")
     if setting.name == "log_level" and converted not in ("debug", "info", "warning", "error"):
         raise ValueError(f"must be debug, info, warning or error, not {value!r}")
     return converted
@@ -131,10 +133,15 @@ def _from_file(path: Path, errors: list[ConfigError]) -> dict[str, object]:
     except OSError as exc:
         errors.append(ConfigError(f"cannot read {path}: {exc.strerror}"))
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        errors.append(ConfigError(f"{path} is not TOML: {exc}"))
+    except (ValueError, RecursionError) as exc:  # also bytes that are not UTF-8, integers of 5,000 digits, lists in lists in lists …
+        errors.append(ConfigError(f"{path} is not TOML: {' '.join(str(exc).split())}"))
         return {}
     return _known(table, str(path), errors)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def _from_environment(environ: Mapping[str, str], errors: list[ConfigError]) -> dict[str, object]:

@@ -203,12 +203,14 @@ def from_wire(error: object) -> GreenroomError:
 
     Args:
         error: `{"code": str, "message": str, "field"?: str, "retry_after_s"?: float}`; anything else, or a code that
-            this version does not know, becomes a plain GreenroomError that keeps code and message.
+            this version does not know, becomes a plain GreenroomError that keeps code and message. What is not of its type is
+            left out: a program must be able to show the one and sleep for the other.
     """
     fields = error if isinstance(error, dict) else {}
-    code = str(fields.get("code", "INTERNAL"))
-    cls = WIRE_ERRORS.get(code, GreenroomError)
-    exc = cls(str(fields.get("message", "error without a message")), field=fields.get("field"),
-              retry_after_s=fields.get("retry_after_s"))
+    code, message, field, retry_after_s = (fields.get(name) for name in ("code", "message", "field", "retry_after_s"))
+    code = code if isinstance(code, str) else "INTERNAL"
+    exc = WIRE_ERRORS.get(code, GreenroomError)(
+        message if isinstance(message, str) else "error without a message", field=field if isinstance(field, str) else None,
+        retry_after_s=retry_after_s if type(retry_after_s) in (int, float) and 0 <= retry_after_s < float("inf") else None)
     exc.code = code
     return exc

@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable
 
 from greenroom.endpoint import Endpoint
-from greenroom.errors import BusyError, ConnectError, GreenroomError, TlsError, from_wire
+from greenroom.errors import BusyError, ConnectError, GreenroomError, ProtocolError, TlsError, from_wire
 from greenroom.protocol import DEFAULT_LIMITS, HELLO_FRAME_BYTES, FrameReader, Limits, check_size, encode_frame
+from greenroom.replies import check_notice, check_reply
 from greenroom.tls import check_alpn, rejection_reason
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class Link:
         self._reader = FrameReader()
         self._changed = threading.Condition()  # guards the next five; told when the outbox was emptied or the link ended
         self._outbox = bytearray()
-        self._pending: dict[int, Callable[[Answer], None]] = {}
+        self._pending: dict[int, tuple[Callable[[Answer], None], str, int]] = {}  # on_reply; verb and items of the request
         self._next_id = 1
         self._is_closing = False
         self._owner = 0
@@ -161,14 +162,12 @@ class Link:
             self._end(exc)
             raise
         self.greeting = greeting
-        told = greeting.get("limits")
-        if isinstance(told, dict):
-            self.limits = Limits(**{key: told[key] for key in Limits._fields if isinstance(told.get(key), int)})
+        told = greeting.get("limits") or {}
+        self.limits = Limits(**{key: told[key] for key in Limits._fields if type(told.get(key)) is int and told[key] > 0})
         self._reader.max_frame = self.limits.frame
-        idle_s = greeting.get("idle_s")
-        self._ping_after_s = max(0.05, (idle_s if isinstance(idle_s, (int, float)) else 60.0) / 3)
+        self._ping_after_s = min(max(0.05, (greeting.get("idle_s") or 60.0) / 3), 3600.0)
         heartbeat_s = greeting.get("heartbeat_s")
-        if hello.get("role") == "worker" and isinstance(heartbeat_s, (int, float)):
+        if hello.get("role") == "worker" and heartbeat_s is not None:
             self._silence_s = min(SILENCE_S, max(MIN_SILENCE_S, SILENT_BEATS * heartbeat_s))
         return greeting
 
@@ -206,7 +205,7 @@ class Link:
                 raise BusyError(f"{len(self._outbox)} bytes wait to be sent already", retry_after_s=1.0)
             must_wake = not self._outbox and self._owner != threading.get_ident()
             self._outbox += frame
-            self._pending[number] = on_reply
+            self._pending[number] = (on_reply, message["verb"], len(message.get("jobs") or message.get("leases") or ()))
         if message["verb"] in ("ping", "heartbeat") and self._asked_at is None:
             self._asked_at = time.monotonic()
         if must_wake:
@@ -232,7 +231,7 @@ class Link:
         if not is_done.wait(max(0.0, deadline - time.monotonic())):
             with self._changed:
                 if number in self._pending:
-                    self._pending[number] = _ignore
+                    self._pending[number] = (_ignore, *self._pending[number][1:])
             raise ConnectError(f"the broker at {self._endpoint.address} did not answer {message['verb']} within {timeout_s:g} s")
         if isinstance(answers[0], GreenroomError):
             raise answers[0]
@@ -367,10 +366,11 @@ class Link:
         if chunks:
             self._received_at = time.monotonic()
             self._asked_at = None
-            self._hand_out(self._reader.feed(b"".join(chunks)))
-        if self._reader.failed is not None:
-            self._end(ConnectError(f"{self._endpoint.address} sent what is not the protocol: {self._reader.failed}"))
-        elif has_ended:
+            try:
+                self._hand_out(self._reader.feed(b"".join(chunks)))
+            except ProtocolError as exc:
+                self._end(ConnectError(f"{self._endpoint.address} sent what is not the protocol: {exc.message}"))
+        if has_ended:
             self._end(self._closed_by_peer())
 
     def _closed_by_peer(self) -> ConnectError:
@@ -380,9 +380,10 @@ class Link:
         return ConnectError(sentence)
 
     def _hand_out(self, messages: list[dict]) -> None:
+        """Give replies and notices to those who wait for them. Raises ProtocolError for what is none, after the good ones before it."""
         for message in messages:
             if "notice" in message:
-                self._call_out(self._on_notice, message)
+                self._call_out(self._on_notice, check_notice(message))
                 continue
             number = message.get("id")
             error = from_wire(message["error"]) if "error" in message else None
@@ -390,8 +391,14 @@ class Link:
                 self._end(ConnectError(f"the broker at {self._endpoint.address} refused our bytes: {error.message}"))
                 return
             with self._changed:
-                on_reply = self._pending.pop(number, None) if isinstance(number, int) else None
-            self._call_out(on_reply, error if error is not None else message)
+                on_reply, verb, asked = self._pending.get(number if type(number) is int else 0, (None, "", 0))
+            # Not taken out before: if this is no usable answer, the request fails with the connection.
+            answer = error if error is not None else check_reply(verb, asked, message)
+            with self._changed:
+                self._pending.pop(number, None)
+            self._call_out(on_reply, answer)
+        if self._reader.failed is not None:
+            raise self._reader.failed
 
     def _keep_alive(self) -> None:
         if not self.is_open:
@@ -418,7 +425,7 @@ class Link:
             self._sock.close()
         if self._owns_waker:
             self._waker.close()
-        for on_reply in pending.values():
+        for on_reply, _, _ in pending.values():
             # An own object each: several threads may raise them at the same time.
             self._call_out(on_reply, type(exc)(exc.message) if isinstance(exc, ConnectError) else ConnectError(exc.message))
         self._call_out(self._on_close, exc)

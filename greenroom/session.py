@@ -16,8 +16,8 @@ from greenroom.dispatch import Dispatch
 from greenroom.errors import (
     BusyError, DeadlineError, DeniedError, GreenroomError, InternalError, InvalidError, ProtocolError)
 from greenroom.protocol import (
-    DEFAULT_LIMITS, HELLO_FRAME_BYTES, MAX_REQUEST_VALUES, WORKER_VERBS, FrameEncoder, FrameReader, Request, choose_version, error_fields,
-    parse_request)
+    DEFAULT_LIMITS, HELLO_FRAME_BYTES, MAX_INNER_ITEMS, MAX_REQUEST_VALUES, WORKER_VERBS, FrameEncoder, FrameReader, Request,
+    choose_version, error_fields, parse_request)
 from greenroom.sessions import Session
 from greenroom.stream import Stream
 from greenroom.verbs import HANDLERS
@@ -62,7 +62,7 @@ class Connection:
         self.address = address
         self._owner = owner
         self._dispatch = dispatch
-        self._frames = FrameReader(HELLO_FRAME_BYTES, MAX_REQUEST_VALUES)
+        self._frames = FrameReader(HELLO_FRAME_BYTES, MAX_REQUEST_VALUES, MAX_INNER_ITEMS)
         self._internal_errors = 0
         self._said_bye = False
 

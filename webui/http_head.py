@@ -1,4 +1,4 @@
-"""Strict reading of an HTTP/1.x request head: what is ambiguous is refused, not repaired. Bytes in, fields out; no sockets.
+"""Strict reading of an HTTP/1.x request head: what is ambiguous is refused, not repaired. Lines in, fields out; no sockets, no clock.
 
 RFC 9112 with the choices that leave no room for request smuggling: no bare LF, no folded lines, one Host, one Content-Length
 of plain digits, no Transfer-Encoding.
@@ -7,6 +7,7 @@ of plain digits, no Transfer-Encoding.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from greenroom.webui.answers import Refused
@@ -31,6 +32,43 @@ class Head(NamedTuple):
     body_bytes: int
     keep_alive: bool
     expects_continue: bool
+
+
+def read_request_line(readline: Callable[[int], bytes]) -> bytes | None:
+    """Read and check the first line; None where the peer ended instead of asking anything more.
+
+    Args:
+        readline: returns the next line with its end, or as many bytes as it is given, or what is left, b"" at the end.
+
+    Raises Refused, as parse_request_line does.
+    """
+    line = readline(MAX_LINE_BYTES + 1)
+    if not line:
+        return None
+    parse_request_line(_bounded(line))
+    return line
+
+
+def read_header_lines(readline: Callable[[int], bytes]) -> list[bytes]:
+    """Read up to the empty line, which is left out. Raises Refused for what is too long, too much or ends too early."""
+    lines: list[bytes] = []
+    total_bytes = 0
+    while True:
+        line = _bounded(readline(MAX_LINE_BYTES + 1))
+        if line == b"\r\n":
+            return lines
+        lines.append(line)
+        total_bytes += len(line)
+        if len(lines) > MAX_HEADERS or total_bytes > MAX_HEAD_BYTES:
+            raise Refused("HEAD_TOO_LARGE", f"at most {MAX_HEADERS} headers and {MAX_HEAD_BYTES} bytes of them are read")
+
+
+def _bounded(line: bytes) -> bytes:
+    if len(line) > MAX_LINE_BYTES:
+        raise Refused("HEAD_TOO_LARGE", f"the request line and each header may have {MAX_LINE_BYTES} bytes")
+    if not line:
+        raise Refused("BAD_REQUEST", "the request head ends in the middle")
+    return line
 
 
 def parse_request_line(line: bytes) -> tuple[str, str, str]:

@@ -19,7 +19,7 @@ from gevent.pywsgi import Input, WSGIHandler, WSGIServer, headers_factory
 from greenroom.accepts import CarefulAccept
 from greenroom.errors import GreenroomError, InternalError
 from greenroom.webui.answers import SECURITY_HEADERS, Refused, error_answer
-from greenroom.webui.http_head import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, Head, parse_head, parse_request_line
+from greenroom.webui.http_head import Head, parse_head, read_header_lines, read_request_line
 
 log = logging.getLogger(__name__)
 
@@ -125,32 +125,12 @@ class _Handler(WSGIHandler):
 
     def _read_head(self) -> Head | None:
         with gevent.Timeout(IDLE_S, False):
-            request_line = self.rfile.readline(MAX_LINE_BYTES + 1)
-            if not request_line:
+            request_line = read_request_line(self.rfile.readline)
+            if request_line is None:
                 return None
-            parse_request_line(self._bounded(request_line))
             with gevent.Timeout(HEAD_S, Refused("DEADLINE", f"the request head was not complete after {HEAD_S:g} s")):
-                return parse_head(request_line, self._read_header_lines())
+                return parse_head(request_line, read_header_lines(self.rfile.readline))
         return None
-
-    def _read_header_lines(self) -> list[bytes]:
-        lines: list[bytes] = []
-        total_bytes = 0
-        while True:
-            line = self._bounded(self.rfile.readline(MAX_LINE_BYTES + 1))
-            if line == b"\r\n":
-                return lines
-            lines.append(line)
-            total_bytes += len(line)
-            if len(lines) > MAX_HEADERS or total_bytes > MAX_HEAD_BYTES:
-                raise Refused("HEAD_TOO_LARGE", f"at most {MAX_HEADERS} headers and {MAX_HEAD_BYTES} bytes of them are read")
-
-    def _bounded(self, line: bytes) -> bytes:
-        if len(line) > MAX_LINE_BYTES:
-            raise Refused("HEAD_TOO_LARGE", f"the request line and each header may have {MAX_LINE_BYTES} bytes")
-        if not line:
-            raise Refused("BAD_REQUEST", "the request head ends in the middle")
-        return line
 
     def _read_body(self, head: Head) -> bytes:
         if not head.body_bytes:

@@ -218,3 +218,14 @@ def test_help_shows_every_flag_with_its_real_default(capsys: pytest.CaptureFixtu
         if name not in ("cert", "key", "client_ca"):
             assert f"(default: {setting.default})" in shown, name
     assert "(default: certs/server.crt)" in shown and "(default: none)" in shown
+
+
+@pytest.mark.parametrize("text", ["lease_s = " + "1" * 400, "port = " + "1" * 5000, "port = " + "[" * 5000, "\xff"])
+def test_a_file_beyond_what_a_number_or_a_reader_can_hold_is_refused_in_one_short_sentence(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "broker.toml"
+    path.write_bytes(text.encode("latin-1"))
+
+    with pytest.raises(ConfigError) as refused:
+        load(["--config", str(path)], {})
+
+    assert "\n" not in refused.value.message and len(refused.value.message) < 300 + len(str(path))

@@ -17,7 +17,7 @@ LEVELS: list[list[str]] = [
     ["groups", "sessions", "effects", "leases", "engine", "views", "waits", "tasks"],
     ["stores.*", "logs", "tables"],
     ["protocol"],
-    ["config", "tls", "tls_pipe", "endpoint", "batches", "pool_child", "pools", "link", "stream", "accepts", "backups"],
+    ["config", "tls", "tls_pipe", "endpoint", "batches", "pool_child", "pools", "replies", "link", "stream", "accepts", "backups"],
     ["dispatch", "checkup", "client", "client_cli", "client_backup", "client_demo", "client_submits", "client_waits"],
     ["figures", "metrics", "verbs", "session", "listener", "webui.*"],
     ["worker", "broker", "demo"],

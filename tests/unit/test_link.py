@@ -63,11 +63,11 @@ def test_the_greeting_and_its_limits_are_kept(broker: ScriptedBroker) -> None:
 
 def test_requests_are_pipelined_and_replies_in_any_order_reach_their_callers(broker: ScriptedBroker) -> None:
     link, peer = greeted_pair(broker)
-    calls = [Background(link.call, {"verb": "get", "jobs": [number]}, 5.0) for number in range(20)]
+    calls = [Background(link.call, {"verb": "get", "jobs": [number]}, 5.0) for number in range(1, 21)]
     requests = [peer.expect("get") for _ in range(20)]  # all arrive before any is answered
     assert len({request["id"] for request in requests}) == 20
-    peer.send(*({"id": request["id"], "jobs": request["jobs"]} for request in reversed(requests)))
-    assert [call.result()["jobs"] for call in calls] == [[number] for number in range(20)]
+    peer.send(*({"id": request["id"], "jobs": [{"id": request["jobs"][0], "state": "queued"}]} for request in reversed(requests)))
+    assert [call.result()["jobs"][0]["id"] for call in calls] == list(range(1, 21))
     link.close()
 
 
@@ -129,8 +129,8 @@ def test_large_frames_arrive_whole_both_ways(broker: ScriptedBroker) -> None:
     call = Background(link.call, {"verb": "submit", "jobs": [{"payload": payload}]}, 20.0)
     request = peer.expect("submit")
     assert request["jobs"][0]["payload"] == payload
-    peer.reply(request, jobs=[payload])
-    assert call.result(20.0)["jobs"] == [payload]
+    peer.reply(request, jobs=[5], echo=payload)
+    assert call.result(20.0)["echo"] == payload
     link.close()
 
 
@@ -145,6 +145,39 @@ def test_notices_reach_their_receiver_and_unknown_ids_are_ignored(broker: Script
     until(lambda: len(notices) == 2)
     assert notices[0] == {"notice": "drain", "reason": "worker"}
     assert link.is_open
+    link.close()
+
+
+@pytest.mark.parametrize("answer", [{"jobs": 5}, {}, {"jobs": [1, 2]}, {"jobs": ["one"]}])
+def test_an_answer_that_is_none_ends_the_connection_after_the_good_ones_before_it(broker: ScriptedBroker, answer: dict) -> None:
+    link, peer = greeted_pair(broker)
+    answers: list[object] = []
+    for _ in range(3):
+        link.request({"verb": "submit", "jobs": [{"task": "t"}]}, answers.append)
+    first, second, _ = (peer.expect("submit") for _ in range(3))
+    peer.send({"id": first["id"], "jobs": [7]}, {"id": second["id"], **answer})
+
+    until(lambda: len(answers) == 3)
+
+    assert answers[0]["jobs"] == [7] and not link.is_open
+    assert [type(late) for late in answers[1:]] == [ConnectError] * 2 and "not the protocol" in answers[1].message
+
+
+@pytest.mark.parametrize("notice", [{"notice": 5}, {"notice": "cancel"}, {"notice": "cancel", "leases": [[1]]}])
+def test_a_notice_that_is_none_ends_the_connection(broker: ScriptedBroker, notice: dict) -> None:
+    link, peer = greeted_pair(broker)
+
+    peer.send(notice)
+
+    until(lambda: not link.is_open)
+    assert "not the protocol" in link.closed_by.message
+
+
+@pytest.mark.parametrize("fields", [{"limits": {"list": 0, "frame": -1}}, {"limits": {"list": True}}, {"idle_s": 1e300}, {"limits": {}}])
+def test_limits_that_cannot_be_are_not_taken(broker: ScriptedBroker, fields: dict) -> None:
+    link, _ = greeted_pair(broker, **fields)
+
+    assert link.limits.list == link.limits.leases == 1000 and link.limits.frame > 0
     link.close()
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from greenroom import protocol
 from greenroom.errors import (BusyError, InvalidError, LeaseLostError, ProtocolError, TooLargeError, UnknownVerbError,
                               VersionError, from_wire)
-from greenroom.protocol import (MAX_REQUEST_VALUES, FrameEncoder, FrameReader, check_size, choose_version, encode_frame, error_fields, pack_value,
+from greenroom.protocol import (MAX_INNER_ITEMS, MAX_REQUEST_VALUES, MAX_TEXT_BYTES, PIECE_BYTES, FrameEncoder, FrameReader, check_size, choose_version, encode_frame, error_fields, pack_value,
                                 parse_request, parse_settle, unpack_value)
 from greenroom.records import SettleItem
 
@@ -27,7 +27,7 @@ def framed(body: bytes) -> bytes:
 
 
 def fed(*chunks: bytes, max_frame: int = 4 * 2**20) -> tuple[list[dict], ProtocolError | None]:
-    reader = FrameReader(max_frame, MAX_REQUEST_VALUES)
+    reader = FrameReader(max_frame, MAX_REQUEST_VALUES, MAX_INNER_ITEMS)
     messages = [message for chunk in chunks for message in reader.feed(chunk)]
     return messages, reader.failed
 
@@ -86,6 +86,17 @@ HOSTILE = {
     "a map of 33": b"\xde\x00\x21" + b"".join(b"\xa2%02d\xc0" % number for number in range(33)),
     "a map said to be huge": b"\xdf\xff\xff\xff\xff", "a bin said to be huge": b"\x81\xa1a\xc6\xff\xff\xff\xff",
     "a text said to be huge": b"\x81\xa1a\xdb\xff\xff\xff\xff",
+    "a list of 101 further in": b"\x81\xa1a\x91\xdc\x00\x65" + b"\xc0" * 101,
+    "a list of 101 further in, in a large body": b"\x82\xa1a\x91\xdc\x00\x65" + b"\xc0" * 101 + b"\xa1b\xc5\x50\x00" + bytes(0x5000),
+    "a list of 101 in a map": b"\x81\xa1a\x81\xa1a\xdc\x00\x65" + b"\xc0" * 101,
+    "a list of 1001 in a large body": b"\x81\xa1a\xdc\x03\xe9" + b"\xc4\x20" * 1 + bytes(32) * 1 + (b"\xc4\x20" + bytes(32)) * 1000,
+    "a map of 33 in a large body": b"\xde\x00\x21" + b"".join(b"\xa2%02d\xc5\x10\x00" % number + bytes(4096) for number in range(33)),
+    "a key twice in a large body": b"\x82\xa1a\xc5\x50\x00" + bytes(0x5000) + b"\xa1a\x01",
+    "a binary key in a large body": b"\x81\xc4\x01a\xc5\x50\x00" + bytes(0x5000),
+    "two values in a large body": b"\x81\xa1a\xc5\x50\x00" + bytes(0x5000) + b"\x80",
+    "no map in a large body": b"\xc5\x50\x00" + bytes(0x5000), "half a large body": b"\x82\xa1a\xc5\x50\x00" + bytes(0x5000),
+    "a text of more than 1 MiB": b"\x81\xa1a\xdb" + struct.pack(">I", MAX_TEXT_BYTES + 1) + b"a" * (MAX_TEXT_BYTES + 1),
+    "a million texts in lists in lists": b"\x81\xa1a" + (b"\xdc\x03\xe8" + b"\xa2ab" * 999) * 1022 + b"\xc0",
     "very many empty lists": b"\x81\xa1a\xdc\x03\xe8" + (b"\xdc\x03\xe8" + b"\x90" * 1000) * 1000,
 }
 
@@ -114,6 +125,38 @@ def test_a_peer_takes_an_answer_with_a_thousand_views_that_no_request_may_have()
     reader = FrameReader()
 
     assert reader.feed(encode_frame(views)) == [views] and fed(encode_frame(views))[1] is not None
+
+
+def test_the_bounds_are_the_same_in_a_large_body() -> None:
+    inner = [1] * MAX_INNER_ITEMS
+    message = {"a": ["x"] * 1000, "b": [inner, {"c": inner}], "text": "ä" * (MAX_TEXT_BYTES // 2),
+               **{str(number): {"d": [[]]} for number in range(29)}}
+
+    assert fed(encode_frame(message)) == ([message], None)
+
+
+def test_an_answer_may_have_long_lists_further_in() -> None:
+    for filler in (b"", bytes(PIECE_BYTES)):
+        message = {"workers": [{"tasks": ["t"] * 1000}], "filler": filler}
+        assert FrameReader().feed(encode_frame(message)) == [message] and fed(encode_frame(message))[1] is not None
+
+
+def test_a_large_message_comes_in_steps_and_small_ones_one_a_step() -> None:
+    large = {"jobs": [{"payload": bytes(1000)}] * 100}
+    reader = FrameReader(max_values=MAX_REQUEST_VALUES)
+
+    steps = list(reader.messages(encode_frame(MESSAGES[0]) * 3 + encode_frame(large) + encode_frame(MESSAGES[0])))
+
+    assert [step for step in steps if step is not None] == [MESSAGES[0]] * 3 + [large, MESSAGES[0]]
+    assert steps.count(None) == -(-(len(encode_frame(large)) - 4) // PIECE_BYTES)
+
+
+def test_a_bomb_is_refused_before_many_of_its_values_are_made() -> None:
+    reader = FrameReader(max_values=MAX_REQUEST_VALUES, max_inner=MAX_INNER_ITEMS)
+
+    steps = list(reader.messages(framed(HOSTILE["a million texts in lists in lists"])))
+
+    assert reader.failed is not None and len(steps) <= 2  # of the 188 pieces that it has
 
 
 @pytest.mark.parametrize("length, is_bad", [(0, True), (1001, True), (2**32 - 1, True), (1000, False)])
@@ -315,6 +358,14 @@ def test_a_long_error_is_cut_and_not_refused() -> None:
     error = parse_settle([1, 2, "fail", {"name": "n" * 200, "message": "m" * 5000, "traceback": "t" * 20000}], 10).error
 
     assert {key: len(text) for key, text in error.items()} == {"name": 128, "message": 4096, "traceback": 16384}
+
+
+@pytest.mark.parametrize("error", [None, 5, {}, {"code": 5, "message": ["x"], "field": 1, "retry_after_s": "soon"}, {"retry_after_s": -1.0},
+                                   {"retry_after_s": math.nan}, {"retry_after_s": math.inf}, {"retry_after_s": True}])
+def test_an_error_that_makes_no_sense_is_still_one_that_can_be_shown_and_slept_for(error: object) -> None:
+    exc = from_wire(error)
+
+    assert (exc.code, exc.message, exc.field, exc.retry_after_s) == ("INTERNAL", "error without a message", None, None)
 
 
 def test_an_error_crosses_the_wire_with_all_it_says() -> None:

@@ -12,8 +12,8 @@ from greenroom.errors import WIRE_ERRORS
 from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL
 from greenroom.leases import MAX_CRASHES, Timing
 from greenroom.listener import HANDSHAKE_DEADLINE_S
-from greenroom.protocol import (DEFAULT_LIMITS, DEFAULT_PORT, ERROR_LIMITS, HELLO_FRAME_BYTES, MAX_ANSWER_VALUES, MAX_MAP_ENTRIES,
-                                BACKUP_PIECE_BYTES, MAX_REQUEST_VALUES, VERBS, WORKER_VERBS)
+from greenroom.protocol import (BACKUP_PIECE_BYTES, DEFAULT_LIMITS, DEFAULT_PORT, ERROR_LIMITS, HELLO_FRAME_BYTES, MAX_ANSWER_VALUES,
+                                MAX_INNER_ITEMS, MAX_MAP_ENTRIES, MAX_REQUEST_VALUES, MAX_TEXT_BYTES, VERBS, WORKER_VERBS)
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol_v1.md").read_text()
 
@@ -82,7 +82,8 @@ def test_limits_numbers_and_deadlines_are_those_of_the_code() -> None:
     assert limits == DEFAULT_LIMITS._asdict()
     assert f"port {DEFAULT_PORT}" in TEXT and f"{HELLO_FRAME_BYTES // 1024} KiB before it" in TEXT
     assert f"{MAX_REQUEST_VALUES:,} values" in TEXT.replace("\n", " ") and f"{MAX_ANSWER_VALUES:,}" in TEXT
-    assert f"more than {MAX_MAP_ENTRIES} entries" in TEXT
+    assert f"more than {MAX_MAP_ENTRIES} entries" in TEXT and f"more than {MAX_INNER_ITEMS} items in a list that is not" in TEXT
+    assert f"a text of more than {MAX_TEXT_BYTES // 2**20} MiB" in TEXT
     assert f"loses its leases ({timing.lease_s:g})" in TEXT and f"a heartbeat ({timing.heartbeat_s:g})" in TEXT
     assert f"{timing.reconnect_grace_s:g} s after the worker's connection ended" in TEXT.replace("\n", " ")
     assert f"hold for {timing.restart_grace_s:g} s" in TEXT and MAX_CRASHES == 5 and "after the fifth crash" in TEXT

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from greenroom import views
-from greenroom.job import SMALL_BYTES, Job, State
+from greenroom.job import SMALL_BYTES, Job
 from greenroom.protocol import DEFAULT_LIMITS, FrameReader, encode_frame
 from greenroom.sessions import Lease, Session
 from tests.core import Core, new_job, reserved, submitted

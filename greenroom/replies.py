@@ -1,0 +1,111 @@
+"""The shape of what a broker answers, for those who ask: which fields a reply must have for us to use it. No IO.
+
+A broker is trusted with jobs, not with our process: an answer that is not of this protocol must be an error of ours, not a KeyError in
+a user's program. What a reply means is known to those who asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from greenroom.errors import ProtocolError
+from greenroom.job import NUMBER_LIMIT, is_number
+from greenroom.protocol import check_lease
+
+Check = Callable[[object], bool]
+
+
+def check_reply(verb: str, asked: int, reply: dict) -> dict:
+    """Return a reply that has its verb's shape; raises ProtocolError (the broker's fault).
+
+    Args:
+        asked: items in the list of the request, 0 if it had none: outcomes and views come one for each.
+    """
+    for name, check in REPLIES.get(verb, {}).items():
+        value = reply.get(name)
+        if not check(value):
+            raise ProtocolError(f"the answer to {verb} has no usable {name}")
+        if verb in _ONE_EACH and len(value) != asked:
+            raise ProtocolError(f"the answer to {verb} has {len(value)} {name}, not {asked}")
+    return reply
+
+
+def check_notice(notice: dict) -> dict:
+    """Return a notice that can be used; raises ProtocolError. One that is not known is for whoever gets it to ignore."""
+    if not isinstance(notice["notice"], str) or (notice["notice"] == "cancel" and not _are_leases(notice.get("leases"))):
+        raise ProtocolError("a notice that is none")
+    return notice
+
+
+def _each(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _left_out_or(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 < value < NUMBER_LIMIT
+
+
+def _is_map(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_outcome(value: object) -> bool:
+    return isinstance(value, (str, dict))
+
+
+def _is_accepted(value: object) -> bool:
+    return _is_number(value) or isinstance(value, dict)
+
+
+def _is_view(value: object) -> bool:
+    if not isinstance(value, dict) or not _is_number(value.get("id")):
+        return False
+    if "state" not in value:
+        return isinstance(value.get("error"), dict)
+    return (isinstance(value["state"], str) and isinstance(value.get("error"), dict | None)
+            and isinstance(value.get("result"), bytes | None) and isinstance(value.get("payload"), bytes | None))
+
+
+def _is_delivery(value: object) -> bool:
+    if not isinstance(value, list) or len(value) < 8:
+        return False
+    job, fence, task, payload, raw, queue, attempt, priority = value[:8]
+    return (_is_number(job) and _is_number(fence) and isinstance(task, str) and isinstance(payload, bytes) and type(raw) is bool
+            and isinstance(queue, str) and type(attempt) is int and type(priority) is int)
+
+
+def _is_lease(value: object) -> bool:
+    try:
+        check_lease(value)
+    except ValueError:
+        return False
+    return True
+
+
+_are_leases = _each(_is_lease)
+
+
+#: Verb -> field -> whether its value can be used.
+REPLIES: dict[str, dict[str, Check]] = {
+    "hello": {"leases": _left_out_or(_each(_is_outcome)), "limits": _left_out_or(_is_map), "heartbeat_s": _left_out_or(is_number),
+              "idle_s": _left_out_or(is_number)},
+    "submit": {"jobs": _each(_is_accepted)},
+    "cancel": {"outcomes": _each(_is_outcome)},
+    "get": {"jobs": _each(_is_view)},
+    "wait": {"jobs": _each(_is_view)},
+    "reserve": {"jobs": _each(_is_delivery)},
+    "settle": {"outcomes": _each(_is_outcome)},
+    "heartbeat": {"lost": _are_leases, "cancel": _are_leases},
+    "extend": {"outcomes": _each(_is_outcome)},
+    "jobs": {"jobs": _each(_is_view), "next": _left_out_or(_is_number)},
+    "queues": {"queues": _each(_is_map)},
+    "workers": {"workers": _each(_is_map)},
+    "stats": {},
+    "ping": {},
+    "bye": {},
+}
+_ONE_EACH = frozenset({"submit", "cancel", "get", "settle", "extend"})
