@@ -18,8 +18,8 @@ LEVELS: list[list[str]] = [
     ["stores.*", "logs", "tables"],
     ["protocol"],
     ["config", "tls", "endpoint", "batches", "pool_child", "pools", "link", "stream", "accepts"],
-    ["dispatch", "client", "client_cli", "client_demo", "client_submits", "client_waits"],
-    ["verbs", "session", "listener", "webui.*"],
+    ["desk", "dispatch", "client", "client_cli", "client_demo", "client_submits", "client_waits"],
+    ["verbs", "conversation", "session", "listener", "webui.*"],
     ["worker", "broker", "demo"],
     ["run"],
 ]
