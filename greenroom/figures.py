@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from greenroom import __version__, views
-from greenroom.dispatch import Dispatch
+from greenroom.desk import Desk
 from greenroom.distributions import Distribution
 from greenroom.leases import RETURNS
 
@@ -37,55 +37,55 @@ class Figures(NamedTuple):
     not_ready: str | None
 
 
-def figures(dispatch: Dispatch, not_ready: str | None) -> Figures:
+def figures(desk: Desk, not_ready: str | None) -> Figures:
     """Return what /metrics shows. Breathes."""
-    engine, breathe = dispatch.engine, dispatch.breathe
+    engine, breathe = desk.engine, desk.breathe
     by_queue = views.grouped_by("queue", engine, breathe)
     queues = views.busiest(engine, by_queue, SHOWN_ONE_BY_ONE, breathe)
     views.forget(by_queue, breathe)
     by_task = views.grouped_by("task", engine, breathe)
     tasks = views.busiest(engine, by_task, SHOWN_ONE_BY_ONE, breathe)
-    return Figures(_stats(dispatch, by_task), dispatch.lag, dispatch.commit_time, dispatch.batch_rows, queues, tasks,
-                   dispatch.committing_s, not_ready)
+    return Figures(_stats(desk, by_task), desk.lag, desk.commit_time, desk.batch_rows, queues, tasks,
+                   desk.committing_s, not_ready)
 
 
-def stats(dispatch: Dispatch) -> dict[str, object]:
+def stats(desk: Desk) -> dict[str, object]:
     """Return the answer of the verb `stats`, see docs/protocol_v1.md. Breathes."""
-    return _stats(dispatch, views.grouped_by("task", dispatch.engine, dispatch.breathe))
+    return _stats(desk, views.grouped_by("task", desk.engine, desk.breathe))
 
 
-def _stats(dispatch: Dispatch, by_task: views.Grouped) -> dict[str, object]:
-    engine, tally, now = dispatch.engine, dispatch.engine.tally, dispatch.now()
-    shown = {**views.counts(engine, dispatch.breathe), "tasks": views.tasks(by_task, dispatch.breathe)}
-    views.forget(by_task, dispatch.breathe)
+def _stats(desk: Desk, by_task: views.Grouped) -> dict[str, object]:
+    engine, tally, now = desk.engine, desk.engine.tally, desk.now()
+    shown = {**views.counts(engine, desk.breathe), "tasks": views.tasks(by_task, desk.breathe)}
+    views.forget(by_task, desk.breathe)
     shown["memory"].update(
         max_jobs=engine.window.max_jobs, max_bytes=engine.window.max_bytes, granted=tally.grants,
         granted_after_refill=tally.grants_after_refill, refills=tally.refills, refilled=tally.refilled)
     shown.update(
-        now=now, started_at=dispatch.started_at, version=__version__, lanes=len(engine.lanes), store=_store(dispatch, now),
-        hub=_hub(dispatch, now), requeued_by=dict(engine.requeued_by), damaged=views.damaged(engine),
+        now=now, started_at=desk.started_at, version=__version__, lanes=len(engine.lanes), store=_store(desk, now),
+        hub=_hub(desk, now), requeued_by=dict(engine.requeued_by), damaged=views.damaged(engine),
         returned=sum(engine.requeued_by[reason] for reason in RETURNS),
         settles={"late": tally.late_settles, "stale": tally.stale_settles, "repeated": tally.repeated_settles},
         repeated_submits=tally.repeated_submits, refused=dict(tally.refused), refused_jobs=dict(tally.refused_jobs),
-        waiting={"reserves": engine.parked, "waits": dispatch.waits.open, "answers": dispatch.batches.held_answers,
-                 "answer_bytes": dispatch.batches.held_bytes},
-        **dispatch.outside())
+        waiting={"reserves": engine.parked, "waits": desk.waits.open, "answers": desk.batches.held_answers,
+                 "answer_bytes": desk.batches.held_bytes},
+        **desk.outside())
     return shown
 
 
-def _store(dispatch: Dispatch, now: float) -> dict[str, object]:
-    batches, commit_time, batch_rows = dispatch.batches, dispatch.commit_time, dispatch.batch_rows
+def _store(desk: Desk, now: float) -> dict[str, object]:
+    batches, commit_time, batch_rows = desk.batches, desk.commit_time, desk.batch_rows
     commit_p50, commit_p99 = commit_time.quantiles((0.5, 0.99), now)
     rows_p50, rows_p99 = batch_rows.quantiles((0.5, 0.99), now)
     return {"commits": batches.commits, "rows": batches.rows, "batch_rows": batches.last_rows, "batch_rows_p50": _whole(rows_p50),
             "batch_rows_p99": _whole(rows_p99), "commit_ms": _ms(commit_time.latest), "commit_p50_ms": _ms(commit_p50),
-            "commit_p99_ms": _ms(commit_p99), "commit_max_ms": _ms(commit_time.highest), "full": dispatch.store_full,
-            "free_bytes": dispatch.free_bytes}
+            "commit_p99_ms": _ms(commit_p99), "commit_max_ms": _ms(commit_time.highest), "full": desk.store_full,
+            "free_bytes": desk.free_bytes}
 
 
-def _hub(dispatch: Dispatch, now: float) -> dict[str, object]:
-    p50, p99 = dispatch.lag.quantiles((0.5, 0.99), now)
-    return {"lag_ms": _ms(dispatch.lag.latest), "max_lag_ms": _ms(dispatch.lag.highest), "lag_p50_ms": _ms(p50),
+def _hub(desk: Desk, now: float) -> dict[str, object]:
+    p50, p99 = desk.lag.quantiles((0.5, 0.99), now)
+    return {"lag_ms": _ms(desk.lag.latest), "max_lag_ms": _ms(desk.lag.highest), "lag_p50_ms": _ms(p50),
             "lag_p99_ms": _ms(p99)}
 
 

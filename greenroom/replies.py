@@ -53,6 +53,14 @@ def _is_map(value: object) -> bool:
     return isinstance(value, dict)
 
 
+def _is_bool(value: object) -> bool:
+    return type(value) is bool
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, bytes)
+
+
 def _is_outcome(value: object) -> bool:
     return isinstance(value, (str, dict))
 
@@ -104,6 +112,8 @@ REPLIES: dict[str, dict[str, Check]] = {
     "jobs": {"jobs": _each(_is_view), "next": _left_out_or(_is_number)},
     "queues": {"queues": _each(_is_map)},
     "workers": {"workers": _each(_is_map)},
+    "backup": {"ready": _left_out_or(_is_bool), "made": _left_out_or(is_number), "total": _left_out_or(is_number),
+               "sha256": _left_out_or(_is_bytes), "data": _left_out_or(_is_bytes)},  # `end` is answered with none of them
     "stats": {},
     "ping": {},
     "bye": {},

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from greenroom import figures, views
 from greenroom.batches import Budget, Peer
-from greenroom.dispatch import Dispatch
+from greenroom.desk import Desk
 from greenroom.engine import Engine
 from greenroom.errors import (
     BusyError, DamagedError, DrainingError, FullError, GreenroomError, InternalError, KeyConflictError, StoreFullError,
@@ -44,52 +44,52 @@ class Caller(Peer, Protocol):
     deliveries_written: bool
 
 
-def _later(dispatch: Dispatch, caller: Caller, request_id: int, work: Callable[[], None]) -> None:
+def _later(desk: Desk, caller: Caller, request_id: int, work: Callable[[], None]) -> None:
     """Run the part of a handler that had to wait for the store; its errors are answered like those of the first part."""
     try:
         work()
     except GreenroomError as exc:
-        dispatch.batches.hold(caller, request_id, exc)
+        desk.batches.hold(caller, request_id, exc)
     except Exception:
         # A bug of ours must cost this request only: we are inside the pump, where an error means that the store failed.
         log.exception("the late part of a request failed")
-        dispatch.batches.hold(caller, request_id, InternalError("the broker met a bug of its own; it is in its log"))
-    dispatch.after_call()
+        desk.batches.hold(caller, request_id, InternalError("the broker met a bug of its own; it is in its log"))
+    desk.after_call()
     caller.flush()
 
 
 # -- producing --------------------------------------------------------------------------------------------------------------
 
 
-def _submit(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+def _submit(desk: Desk, caller: Caller, request: Request) -> None:
     items = request.fields["jobs"]
     submission_id = request.fields["submission"]
     if submission_id is None:
-        _store_jobs(dispatch, caller, request.id, items, None)
+        _store_jobs(desk, caller, request.id, items, None)
         return
     body_hash = hashlib.blake2b(pack_value(items), digest_size=16).digest()
 
     def found(known: Submission | None) -> None:
         def work() -> None:
             if known is None:
-                _store_jobs(dispatch, caller, request.id, items, (submission_id, body_hash))
+                _store_jobs(desk, caller, request.id, items, (submission_id, body_hash))
             elif not known.outcome:
                 raise DamagedError("what the disk has under this submission id is damaged: its jobs were stored, but it is not known "
                                    "which", field="submission")
             elif known.body_hash != body_hash:
                 raise KeyConflictError("this submission id was used with other jobs", field="submission")
             else:
-                dispatch.engine.tally.repeated_submits += 1
-                dispatch.batches.hold(caller, request.id, {"jobs": json.loads(known.outcome), "repeated": True})
-        _later(dispatch, caller, request.id, work)
+                desk.engine.tally.repeated_submits += 1
+                desk.batches.hold(caller, request.id, {"jobs": json.loads(known.outcome), "repeated": True})
+        _later(desk, caller, request.id, work)
 
-    dispatch.batches.find_submission(submission_id, found)
+    desk.batches.find_submission(submission_id, found)
 
 
-def _store_jobs(dispatch: Dispatch, caller: Caller, request_id: int, items: list[object],
+def _store_jobs(desk: Desk, caller: Caller, request_id: int, items: list[object],
                 submission: tuple[bytes, bytes] | None) -> None:
-    dispatch.check_room()
-    if dispatch.store_full:
+    desk.check_room()
+    if desk.store_full:
         raise StoreFullError("the disk of the broker is nearly full", retry_after_s=10.0)
     outcomes: list[object] = []
     accepted: list[NewJob] = []
@@ -98,43 +98,43 @@ def _store_jobs(dispatch: Dispatch, caller: Caller, request_id: int, items: list
             accepted.append(parse_new_job(item, DEFAULT_LIMITS.payload))
             outcomes.append(None)
         except GreenroomError as exc:
-            outcomes.append(_refused_job(dispatch, exc))
-    now = dispatch.now()
-    stored = iter(dispatch.engine.submit(accepted, now))
+            outcomes.append(_refused_job(desk, exc))
+    now = desk.now()
+    stored = iter(desk.engine.submit(accepted, now))
     for place, outcome in enumerate(outcomes):
         if outcome is None:
             result = next(stored)
-            outcomes[place] = result if type(result) is int else _refused_job(dispatch, result)
+            outcomes[place] = result if type(result) is int else _refused_job(desk, result)
     if submission is not None:
-        dispatch.batches.remember(Submission(*submission, json.dumps(outcomes), now))
-    dispatch.batches.note_payloads(sum(len(item.payload) for item in accepted))
-    dispatch.after_call()
-    dispatch.batches.hold(caller, request_id, {"jobs": outcomes})
+        desk.batches.remember(Submission(*submission, json.dumps(outcomes), now))
+    desk.batches.note_payloads(sum(len(item.payload) for item in accepted))
+    desk.after_call()
+    desk.batches.hold(caller, request_id, {"jobs": outcomes})
 
 
-def _refused_job(dispatch: Dispatch, error: GreenroomError) -> dict[str, object]:
-    dispatch.engine.tally.refuse_job(error.code)
+def _refused_job(desk: Desk, error: GreenroomError) -> dict[str, object]:
+    desk.engine.tally.refuse_job(error.code)
     return error_fields(error)
 
 
-def _cancel(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+def _cancel(desk: Desk, caller: Caller, request: Request) -> None:
     ids = request.fields["jobs"]
-    outcomes: dict[int, object] = {job_id: _try_cancel(dispatch, job_id, None) for job_id in dict.fromkeys(ids)}
-    dispatch.after_call()
+    outcomes: dict[int, object] = {job_id: _try_cancel(desk, job_id, None) for job_id in dict.fromkeys(ids)}
+    desk.after_call()
 
     def took(jobs: dict[int, Job | Lost]) -> None:
         for job_id, job in jobs.items():
-            outcomes[job_id] = _try_cancel(dispatch, job_id, job)
-        dispatch.after_call()
+            outcomes[job_id] = _try_cancel(desk, job_id, job)
+        desk.after_call()
 
     def done() -> None:
-        dispatch.batches.hold(caller, request.id, {"outcomes": [outcomes[job_id] for job_id in ids]})
+        desk.batches.hold(caller, request.id, {"outcomes": [outcomes[job_id] for job_id in ids]})
 
-    _load(dispatch, caller, request.id, [job_id for job_id, outcome in outcomes.items() if outcome is None], took, done,
+    _load(desk, caller, request.id, [job_id for job_id, outcome in outcomes.items() if outcome is None], took, done,
           lambda job_id, error: outcomes.update({job_id: error}))
 
 
-def _load(dispatch: Dispatch, caller: Caller, request_id: int, missing: list[int], took: Callable[[dict[int, Job | Lost]], None],
+def _load(desk: Desk, caller: Caller, request_id: int, missing: list[int], took: Callable[[dict[int, Job | Lost]], None],
           done: Callable[[], None], refuse: Callable[[int, dict], None] | None, budget: Budget | None = None) -> None:
     """Load jobs for a handler.
 
@@ -143,8 +143,8 @@ def _load(dispatch: Dispatch, caller: Caller, request_id: int, missing: list[int
             already; None: the whole request is refused with BusyError.
     """
     try:
-        dispatch.load(missing, lambda jobs: _later(dispatch, caller, request_id, lambda: took(jobs)),
-                      lambda: _later(dispatch, caller, request_id, done), budget)
+        desk.load(missing, lambda jobs: _later(desk, caller, request_id, lambda: took(jobs)),
+                      lambda: _later(desk, caller, request_id, done), budget)
     except BusyError as exc:
         if refuse is None:
             raise
@@ -153,19 +153,19 @@ def _load(dispatch: Dispatch, caller: Caller, request_id: int, missing: list[int
         done()
 
 
-def _try_cancel(dispatch: Dispatch, job_id: int, found: Job | Lost | None) -> object:
+def _try_cancel(desk: Desk, job_id: int, found: Job | Lost | None) -> object:
     try:
-        return dispatch.engine.cancel(job_id, dispatch.now(), found)
+        return desk.engine.cancel(job_id, desk.now(), found)
     except GreenroomError as exc:
         return error_fields(exc)
 
 
-def _get(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+def _get(desk: Desk, caller: Caller, request: Request) -> None:
     ids, with_payload = request.fields["jobs"], request.fields["payload"]
     views_by_id: dict[int, dict] = {}
     missing: list[int] = []
     for job_id in dict.fromkeys(ids):
-        job = dispatch.in_memory(job_id)
+        job = desk.in_memory(job_id)
         if job is None or (with_payload and job.payload is None):
             missing.append(job_id)
         else:
@@ -173,7 +173,7 @@ def _get(dispatch: Dispatch, caller: Caller, request: Request) -> None:
 
     def took(jobs: dict[int, Job | Lost]) -> None:
         for job_id, job in jobs.items():
-            views_by_id[job_id] = _view_or_error(job_id, dispatch.as_memory_knows(job), with_payload=with_payload)
+            views_by_id[job_id] = _view_or_error(job_id, desk.as_memory_knows(job), with_payload=with_payload)
 
     def done() -> None:
         shown = [views_by_id[job_id] for job_id in ids]
@@ -182,9 +182,9 @@ def _get(dispatch: Dispatch, caller: Caller, request: Request) -> None:
             if place >= fit or _is_cut(shown_view, with_payload=with_payload):
                 error = error_fields(TooLargeError("the answer is too large with this job: ask for it alone"))
                 shown[place] = {"id": ids[place], "error": error}
-        dispatch.batches.hold(caller, request.id, {"jobs": shown})
+        desk.batches.hold(caller, request.id, {"jobs": shown})
 
-    _load(dispatch, caller, request.id, missing, took, done, None, Budget(ANSWER_BYTES, payload=with_payload))
+    _load(desk, caller, request.id, missing, took, done, None, Budget(ANSWER_BYTES, payload=with_payload))
 
 
 def _is_cut(shown: dict, *, with_payload: bool) -> bool:
@@ -203,23 +203,23 @@ def _view_or_error(job_id: int, found: Job | Lost, *, with_payload: bool = False
     return views.view(found, with_payload=with_payload, with_result=True)
 
 
-def _wait(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+def _wait(desk: Desk, caller: Caller, request: Request) -> None:
     if len(caller.open_waits) >= DEFAULT_LIMITS.waits:
         raise FullError(f"{len(caller.open_waits)} waits are open, the cap", retry_after_s=1.0)
     ids = list(dict.fromkeys(request.fields["jobs"]))
-    known = {job_id: dispatch.in_memory(job_id) for job_id in ids}
+    known = {job_id: desk.in_memory(job_id) for job_id in ids}
     over = [views.view(job, with_result=True) for job in known.values() if job is not None and job.state in FINISHED_STATES]
     if over:
-        dispatch.batches.hold(caller, request.id, {"jobs": fitting(over)})
+        desk.batches.hold(caller, request.id, {"jobs": fitting(over)})
         return
-    deadline = dispatch.now() + request.fields["wait"]
+    deadline = desk.now() + request.fields["wait"]
     # Open before anything is loaded: a job may finish while others are still being looked up.
     wait = Wait(caller, request.id, ids)
-    dispatch.waits.add(wait, max(deadline, dispatch.now() + LOOK_UP_S))
+    desk.waits.add(wait, max(deadline, desk.now() + LOOK_UP_S))
 
     def took(jobs: dict[int, Job | Lost]) -> None:
         for job_id, job in jobs.items():
-            found = dispatch.as_memory_knows(job)
+            found = desk.as_memory_knows(job)
             if isinstance(found, Lost) or found.damage is not None or found.state in FINISHED_STATES:
                 over.append(_view_or_error(job_id, found))
 
@@ -227,32 +227,32 @@ def _wait(dispatch: Dispatch, caller: Caller, request: Request) -> None:
         if not wait.is_open:
             return
         shown = [shown for shown in over if not _is_cut(shown, with_payload=False)]
-        if over or deadline <= dispatch.now():
-            dispatch.batches.hold(*dispatch.waits.close(wait, shown or over[:1]))
+        if over or deadline <= desk.now():
+            desk.batches.hold(*desk.waits.close(wait, shown or over[:1]))
         else:
-            dispatch.waits.end_at(wait, deadline)
+            desk.waits.end_at(wait, deadline)
 
     try:
-        _load(dispatch, caller, request.id, [job_id for job_id, job in known.items() if job is None], took, done, None,
+        _load(desk, caller, request.id, [job_id for job_id, job in known.items() if job is None], took, done, None,
               Budget(ANSWER_BYTES, payload=False))
     except BusyError:
-        dispatch.waits.close(wait, [])
+        desk.waits.close(wait, [])
         raise
 
 
 # -- working ----------------------------------------------------------------------------------------------------------------
 
 
-def _reserve(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+def _reserve(desk: Desk, caller: Caller, request: Request) -> None:
     fields = request.fields
-    dispatch.engine.reserve(caller.session, request.id, fields["n"], fields["queues"], fields["tasks"], fields["wait"],
-                            dispatch.now())
-    dispatch.after_call()
+    desk.engine.reserve(caller.session, request.id, fields["n"], fields["queues"], fields["tasks"], fields["wait"],
+                            desk.now())
+    desk.after_call()
 
 
-def _settle(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    dispatch.engine.saw(caller.session, dispatch.now())
-    if dispatch.batches.is_overfull:
+def _settle(desk: Desk, caller: Caller, request: Request) -> None:
+    desk.engine.saw(caller.session, desk.now())
+    if desk.batches.is_overfull:
         raise BusyError("too much waits to be written", retry_after_s=0.1)
     outcomes: list[object] = []
     items: list[SettleItem] = []
@@ -264,7 +264,7 @@ def _settle(dispatch: Dispatch, caller: Caller, request: Request) -> None:
             outcomes.append(None)
         except GreenroomError as exc:
             outcomes.append(error_fields(exc))
-    _apply_settles(dispatch, items, places, outcomes, {})
+    _apply_settles(desk, items, places, outcomes, {})
     missing: dict[int, list[tuple[SettleItem, int]]] = {}
     for item, place in zip(items, places):
         if outcomes[place] is None:
@@ -272,94 +272,94 @@ def _settle(dispatch: Dispatch, caller: Caller, request: Request) -> None:
 
     def took(jobs: dict[int, Job | Lost]) -> None:
         pairs = [pair for job_id in jobs for pair in missing[job_id]]
-        _apply_settles(dispatch, [item for item, _ in pairs], [place for _, place in pairs], outcomes, jobs)
+        _apply_settles(desk, [item for item, _ in pairs], [place for _, place in pairs], outcomes, jobs)
 
     def refuse(job_id: int, error: dict) -> None:
         for _, place in missing[job_id]:
             outcomes[place] = error
 
-    _load(dispatch, caller, request.id, list(missing), took,
-          lambda: dispatch.batches.hold(caller, request.id, {"outcomes": outcomes}), refuse)
+    _load(desk, caller, request.id, list(missing), took,
+          lambda: desk.batches.hold(caller, request.id, {"outcomes": outcomes}), refuse)
 
 
-def _apply_settles(dispatch: Dispatch, items: list[SettleItem], places: list[int], outcomes: list[object],
+def _apply_settles(desk: Desk, items: list[SettleItem], places: list[int], outcomes: list[object],
                    loaded: dict[int, Job | Lost]) -> None:
-    results = dispatch.engine.settle(items, dispatch.now(), loaded)
-    dispatch.batches.note_payloads(sum(len(item.result) for item in items if item.result))
-    dispatch.after_call()
+    results = desk.engine.settle(items, desk.now(), loaded)
+    desk.batches.note_payloads(sum(len(item.result) for item in items if item.result))
+    desk.after_call()
     for place, result in zip(places, results):
         outcomes[place] = error_fields(result) if isinstance(result, GreenroomError) else result
 
 
-def _heartbeat(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    lost, cancel = dispatch.engine.heartbeat(caller.session, request.fields["leases"], dispatch.now(),
+def _heartbeat(desk: Desk, caller: Caller, request: Request) -> None:
+    lost, cancel = desk.engine.heartbeat(caller.session, request.fields["leases"], desk.now(),
                                              deliveries_written=caller.deliveries_written)
-    dispatch.after_call()
+    desk.after_call()
     caller.answer(request.id, {"lost": lost, "cancel": cancel})
 
 
-def _extend(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    dispatch.engine.saw(caller.session, dispatch.now())
-    outcomes = dispatch.engine.extend(request.fields["leases"], request.fields["for"], dispatch.now())
-    dispatch.after_call()
-    dispatch.batches.hold(caller, request.id, {"outcomes": [
+def _extend(desk: Desk, caller: Caller, request: Request) -> None:
+    desk.engine.saw(caller.session, desk.now())
+    outcomes = desk.engine.extend(request.fields["leases"], request.fields["for"], desk.now())
+    desk.after_call()
+    desk.batches.hold(caller, request.id, {"outcomes": [
         error_fields(outcome) if isinstance(outcome, GreenroomError) else outcome for outcome in outcomes]})
 
 
 # -- watching ---------------------------------------------------------------------------------------------------------------
 
 
-def _jobs(dispatch: Dispatch, caller: Caller, request: Request) -> None:
+def _jobs(desk: Desk, caller: Caller, request: Request) -> None:
     fields = request.fields
     filters = {name: fields[name] for name in ("queue", "task", "worker") if fields[name] is not None}
     before, limit, state = fields["before"], fields["limit"], fields["state"]
     if state == State.RUNNING.label:
-        jobs, next_id = views.running_page(dispatch.engine, filters, before, limit, dispatch.breathe)
+        jobs, next_id = views.running_page(desk.engine, filters, before, limit, desk.breathe)
     else:
-        dispatch.wait_for_commit(5.0)
-        rows, next_id = dispatch.read_page(before=before, limit=limit, state=state, **filters)
-        jobs = [dispatch.in_memory(job.id) or job for job in rows]
+        desk.wait_for_commit(5.0)
+        rows, next_id = desk.read_page(before=before, limit=limit, state=state, **filters)
+        jobs = [desk.in_memory(job.id) or job for job in rows]
         if state is not None:
             jobs = [job for job in jobs if job.state is STATE_BY_LABEL[state]]
     shown = [views.small_view(job, with_payload=fields["payload"]) for job in jobs]
     fit = fitting(shown)  # errors may be long
     if len(fit) < len(shown):
         next_id = fit[-1]["id"]
-    dispatch.batches.hold(caller, request.id, {"jobs": fit, "next": next_id})
+    desk.batches.hold(caller, request.id, {"jobs": fit, "next": next_id})
 
 
-def _queues(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    dispatch.batches.hold(caller, request.id, views.queues(dispatch.engine, dispatch.breathe))
+def _queues(desk: Desk, caller: Caller, request: Request) -> None:
+    desk.batches.hold(caller, request.id, views.queues(desk.engine, desk.breathe))
 
 
-def _workers(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    dispatch.batches.hold(caller, request.id, views.workers(dispatch.engine, dispatch.breathe))
+def _workers(desk: Desk, caller: Caller, request: Request) -> None:
+    desk.batches.hold(caller, request.id, views.workers(desk.engine, desk.breathe))
 
 
-def _stats(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    dispatch.batches.hold(caller, request.id, figures.stats(dispatch))
+def _stats(desk: Desk, caller: Caller, request: Request) -> None:
+    desk.batches.hold(caller, request.id, figures.stats(desk))
 
 
-def _backup(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    fields, now = request.fields, dispatch.now()
+def _backup(desk: Desk, caller: Caller, request: Request) -> None:
+    fields, now = request.fields, desk.now()
     answer: dict[str, object] = {}
     if fields["step"] == "begin":
-        if dispatch.engine.draining:
+        if desk.engine.draining:
             raise DrainingError("the broker is stopping", retry_after_s=1.0)
-        answer = dispatch.backups.begin(fields["backup"], caller, now)
+        answer = desk.backups.begin(fields["backup"], caller, now)
     elif fields["step"] == "read":
-        answer = dispatch.backups.read(fields["backup"], fields["offset"], fields["size"], caller, now)
+        answer = desk.backups.read(fields["backup"], fields["offset"], fields["size"], caller, now)
     else:
-        dispatch.backups.end(fields["backup"])
+        desk.backups.end(fields["backup"])
     caller.answer(request.id, answer)  # it tells of nothing but what a COMMIT has written
 
 
-def _ping(dispatch: Dispatch, caller: Caller, request: Request) -> None:
-    caller.answer(request.id, {"now": dispatch.now()})
+def _ping(desk: Desk, caller: Caller, request: Request) -> None:
+    caller.answer(request.id, {"now": desk.now()})
 
 
 #: `hello` and `bye` belong to the connection and are in session.py.
-HANDLERS: dict[str, Callable[[Dispatch, Caller, Request], None]] = {
+HANDLERS: dict[str, Callable[[Desk, Caller, Request], None]] = {
     "submit": _submit, "cancel": _cancel, "get": _get, "wait": _wait, "reserve": _reserve, "settle": _settle,
     "heartbeat": _heartbeat, "extend": _extend, "jobs": _jobs, "queues": _queues, "workers": _workers, "stats": _stats,
     "backup": _backup, "ping": _ping,

@@ -18,8 +18,8 @@ LEVELS: list[list[str]] = [
     ["stores.*", "logs", "tables"],
     ["protocol"],
     ["config", "tls", "tls_pipe", "endpoint", "batches", "pool_child", "pools", "replies", "link", "stream", "accepts", "backups"],
-    ["dispatch", "checkup", "client", "client_cli", "client_backup", "client_demo", "client_submits", "client_waits"],
-    ["figures", "metrics", "verbs", "session", "listener", "webui.*"],
+    ["desk", "dispatch", "checkup", "client", "client_cli", "client_backup", "client_demo", "client_submits", "client_waits"],
+    ["figures", "metrics", "verbs", "conversation", "session", "listener", "webui.*"],
     ["worker", "broker", "demo"],
     ["run"],
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom import backups, session, stream
+from greenroom import backups, conversation, stream
 from greenroom.errors import WIRE_ERRORS
 from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL
 from greenroom.leases import MAX_CRASHES, Timing
@@ -87,8 +87,8 @@ def test_limits_numbers_and_deadlines_are_those_of_the_code() -> None:
     assert f"loses its leases ({timing.lease_s:g})" in TEXT and f"a heartbeat ({timing.heartbeat_s:g})" in TEXT
     assert f"{timing.reconnect_grace_s:g} s after the worker's connection ended" in TEXT.replace("\n", " ")
     assert f"hold for {timing.restart_grace_s:g} s" in TEXT and MAX_CRASHES == 5 and "after the fifth crash" in TEXT
-    assert f"waiting for the peer | {HANDSHAKE_DEADLINE_S:g} |" in deadlines and f"hello | {session.HELLO_DEADLINE_S:g} |" in deadlines
-    assert f"last | {session.FRAME_DEADLINE_S:g} |" in deadlines and f"`idle_s` ({session.IDLE_S:g})" in deadlines
+    assert f"waiting for the peer | {HANDSHAKE_DEADLINE_S:g} |" in deadlines and f"hello | {conversation.HELLO_DEADLINE_S:g} |" in deadlines
+    assert f"last | {conversation.FRAME_DEADLINE_S:g} |" in deadlines and f"`idle_s` ({conversation.IDLE_S:g})" in deadlines
     assert f"sends | {stream.WRITE_DEADLINE_S:g} |" in deadlines
     assert f"At most {stream.MAX_UNSENT_BYTES // 2**20} MiB wait" in deadlines
     assert f"asks about a backup | {backups.IDLE_S:g} |" in deadlines and f"without `bye` | {backups.RESUME_S:g} |" in deadlines
