@@ -29,7 +29,7 @@ from tests.processes import BrokerProcess, RawPeer, WorkerProcess, until
 MIB = 2**20
 RESET = struct.pack("ii", 1, 0)
 SEED = 20_251_106
-SHORT_S = 12.0
+SHORT_S = 8.0
 LONG_S = float(os.environ.get("SOAK_SECONDS", "1800"))
 #: What fills in the beginning and is bounded: 10,000 recently finished jobs, SQLite's page cache, the allocator's arenas. In less
 #: time all is warm-up.
