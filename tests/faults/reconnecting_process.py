@@ -30,11 +30,12 @@ from common import BenchError, Peer, percentile, raise_file_limit
 
 from greenroom.endpoint import Endpoint, find_endpoint
 from greenroom.link import Backoff
+from greenroom.protocol import FrameReader
 
 #: Longer than a worker's 5 s, because all these share one processor and must not give up for their own slowness.
 CONNECT_TIMEOUT_S = 15.0
 HEARTBEAT_S = 5.0
-#: Attempts under way at once. All these workers share one processor here: with more of them its own slowness would end each in time.
+#: Attempts under way at once. All these workers share one processor: with more of them its own slowness would end each in time.
 UNDER_WAY = 400
 TASK = "storm.hold"
 COMMAND_WITHIN_S = 180.0
@@ -59,11 +60,9 @@ class Member(Peer):
         plain.setblocking(False)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.connect_ex(("127.0.0.1", self._endpoint.port))
-        number, frames = self.number, type(self._frames)
         self.greeting, self._outgoing, self._has_shaken_hands = {}, bytearray(), False
-        self._frames = frames(self._frames.max_frame)
+        self._frames = FrameReader(self._frames.max_frame)
         self._hello["leases"] = [self.lease] if self.lease else []
-        self.number = number
         self.sock = plain
         self.attempts += 1
         return self
@@ -102,9 +101,13 @@ class Crowd:
         while not is_done():
             if time.monotonic() > deadline:
                 raise BenchError(f"{sum(member.is_up for member in self.members)} of {len(self.members)} are up")
-            for number, _ in self._poll.poll(0.02, 512):
-                self._serve(self._by_file[number])
-            self._look_at_clocks(time.monotonic())
+            self.turn()
+
+    def turn(self) -> None:
+        """Do what is due."""
+        for number, _ in self._poll.poll(0.02, 512):
+            self._serve(self._by_file[number])
+        self._look_at_clocks(time.monotonic())
 
     def _look_at_clocks(self, now: float) -> None:
         if now - self._looked_at < 0.02:
@@ -219,7 +222,7 @@ def main() -> None:
     poller = select.poll()
     poller.register(sys.stdin, select.POLLIN)
     while True:
-        crowd_idle_until(crowd, poller)
+        _idle(crowd, poller)
         command = sys.stdin.readline().strip()
         if not command:
             return
@@ -230,13 +233,10 @@ def main() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def crowd_idle_until(crowd: Crowd, poller: select.poll) -> None:
-    """Keep all alive until there is a command."""
-    is_first = not crowd._by_file
-    if not is_first:
-        crowd.run_until(lambda: bool(poller.poll(0)))
-    else:
-        poller.poll()
+def _idle(crowd: Crowd, poller: select.poll) -> None:
+    """Keep those that are up alive until there is a command."""
+    while not poller.poll(0 if crowd.down or crowd.all_up else None):
+        crowd.turn()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A broker that is killed with thousands of workers connected, each in the middle of a job: all come back, and keep their jobs."""
+"""A broker that is killed with thousands of workers connected, each in the middle of a job: all come back and keep it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Crowds:
     def __init__(self, broker: BrokerProcess, count: int) -> None:
         self._processes = [
             subprocess.Popen([sys.executable, str(ROOT / "tests/faults/reconnecting_process.py"), str(broker.port), broker.ca,
-                              str(count // PROCESSES), str(SEED + number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                              str(count // PROCESSES), str(SEED + number)],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             for number in range(PROCESSES)]
 
     def tell(self, command: str) -> None:
@@ -91,9 +92,10 @@ def test_all_workers_come_back_after_a_kill_and_keep_their_jobs(make_broker: Cal
         back_s = max(answer["last_at"] for answer in answers) - up_at
         stats = RawPeer(broker).call("stats")
         lag_ms = stats["hub"]["max_lag_ms"]
-        print(f"{count} workers: connected in {opened_s:.1f} s (hub lag {first_lag_ms:.0f} ms), all back {back_s:.1f} s after the "
-              f"restart (hub lag {lag_ms:.0f} ms, {sum(answer['attempts'] for answer in answers)} attempts); "
-              f"{sum(answer['adopted'] for answer in answers)} leases kept; {broker.get('/api/security')[1]['rejected']} given up")
+        print(f"{count} workers: connected in {opened_s:.1f} s (hub lag {first_lag_ms:.0f} ms), all back {back_s:.1f} s after "
+              f"the restart (hub lag {lag_ms:.0f} ms, {sum(answer['attempts'] for answer in answers)} attempts); "
+              f"{sum(answer['adopted'] for answer in answers)} leases kept; given up: "
+              f"{broker.get('/api/security')[1]['rejected']}")
         assert back_s < BACK_WITHIN_S
         assert sum(answer["adopted"] for answer in answers) == count and not any(answer["refused"] for answer in answers)
         assert stats["requeued"] == 0 and stats["states"]["running"] == count
