@@ -13,13 +13,14 @@ import tempfile
 import time
 
 #: The second half; the first is everything else, so that a new folder is never left out.
-SECOND = "tests/integration/test_[e-z]*.py"
+SECOND = ("tests/integration/test_[e-z]*.py", "tests/faults/test_*.py")
 LINE_EVERY_S = 30.0
 
 
 def main(arguments: list[str]) -> int:
     """Run both halves; returns 0 if both passed, else the exit code of one that did not."""
-    halves = [["--ignore-glob", SECOND, "tests"], sorted(glob.glob(SECOND))]
+    ignored = [argument for pattern in SECOND for argument in ("--ignore-glob", pattern)]
+    halves = [[*ignored, "tests"], [path for pattern in SECOND for path in sorted(glob.glob(pattern))]]
     logs = [tempfile.TemporaryFile("w+") for _ in halves]
     children = [
         subprocess.Popen([sys.executable, "-m", "pytest", "-o", f"cache_dir=.pytest_cache/half-{number}", *half, *arguments],
