@@ -457,6 +457,8 @@ class LeaseRules:
                 if moved == limit:
                     self._look_at(session, now)
                     break
+                if lease.deadline is None:
+                    self._unpark(session, answer=True)  # or who was just given up for its silence would get the job again
                 self._requeue(lease.job, now, "expired")
                 moved += 1
                 continue

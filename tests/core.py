@@ -89,7 +89,8 @@ class CheckedEngine(Engine):
         self.core.fences[job.id] = job.fence
 
     def _unpark(self, session: Session, *, answer: bool) -> None:
-        if answer and session.parked is not None and not self.core.may_be_empty(session):
+        is_silent = session.last_seen + self.timing.lease_s <= self.core.now  # so that it would only lose the job again
+        if answer and session.parked is not None and not is_silent and not self.core.may_be_empty(session):
             best = self._best_for(session)
             assert best is None or self._room(session) <= 0, f"answered empty, but there is {best}"
         super()._unpark(session, answer=answer)

@@ -6,7 +6,8 @@ outside. One thread, one selector. tests/checker.py describes the history.
     python tests/load_process.py PORT CA HISTORY SEED
 
 Commands are JSON lines on standard input, each answered by one on standard output:
-    {"do": "load", "pid": N, "kill_after": answers, "in_flight": at least, "number": signal, "seconds": at least}
+    {"do": "load", "pid": N, "kill_after": answers, "in_flight": at least, "number": signal, "seconds": at least,
+     "times": signals}
                                                                              load until then, signal the broker, hear it out
     {"do": "load_until_ended", "seconds": at most, "window": requests of each producer}
                                                                              load until the broker ends by itself
@@ -339,7 +340,7 @@ class Load:
             if not key.data.is_open:
                 self._selector.unregister(sock)
 
-    def load_and_kill(self, pid: int, kill_after: int, in_flight: int, number: int, seconds: float) -> dict:
+    def load_and_kill(self, pid: int, kill_after: int, in_flight: int, number: int, seconds: float, times: int = 1) -> dict:
         """Load until so many answers came, seconds passed and requests are in flight; signal; return the figures of that moment."""
         self._connect()
         goal = self._answered + kill_after
@@ -351,8 +352,10 @@ class Load:
             for producer in self.producers:
                 producer.fill()
             self._turn()
-        os.kill(pid, number)
         flying = self._in_flight()
+        for _ in range(times):
+            os.kill(pid, number)  # a process that ended is there until its parent has asked for its exit code
+            time.sleep(0.02 if times > 1 else 0.0)
         while self._open:
             if time.monotonic() > deadline:
                 return {"error": "the broker does not close its connections"}

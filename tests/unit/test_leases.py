@@ -117,6 +117,20 @@ def test_who_gave_a_job_back_cannot_finish_it_any_more() -> None:
     assert state(core, job) is State.QUEUED
 
 
+def test_a_worker_given_up_for_its_silence_does_not_get_the_job_again_by_its_open_reserve() -> None:
+    core = Core()
+    (job,) = submitted(core, new_job())
+    frozen = core.connect("frozen")
+    reserved(frozen)
+    waiting = frozen.reserve(wait=600)
+
+    core.advance(15.1)
+
+    assert frozen.ids(waiting) == [] and state(core, job) is State.QUEUED
+    assert reserved(core.connect("other")) == [job]
+    check(core)
+
+
 def test_heartbeats_keep_a_lease_for_ever_and_silence_ends_it_after_lease_s() -> None:
     core = Core()
     worker, job = one_running(core)
