@@ -6,7 +6,7 @@ A history is files of JSON lines that the processes of a test wrote while they w
 
     at      nanoseconds of the machine's monotonic clock, comparable between processes
     by      who: the name of a worker or producer, the same over its reconnects
-    op      submit, reserve, settle, cancel or drain
+    op      submit, reserve, settle, cancel, gone or drain
     type    invoke (about to be sent), ok (answered), fail (refused: surely nothing happened) or unknown (no answer came)
     call    ties the events of one request together; a request that is sent again keeps its call
 
@@ -18,6 +18,7 @@ and by op and type:
     settle invoke   leases: [[id, fence, outcome], …]
     settle ok       outcomes: ["OK", "REPEATED" or an error's code, …]
     cancel ok       ids, outcomes: ["cancelled", "requested" or an error's code, …]
+    gone ok         the connection of `by` ended, or its process; `by` "broker": the broker's did, and so everybody's connection
     drain ok        faults are over, and all that could come out came out
 
 After Jepsen's total-queue checker (reliability of queues: lost and unexpected must be empty) with leases added.
@@ -26,6 +27,7 @@ After Jepsen's total-queue checker (reliability of queues: lost and unexpected m
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -33,6 +35,13 @@ from heapq import heappop, heappush
 from pathlib import Path
 
 _FINISHES = ("ack", "fail")
+
+#: The life of a job as its deliveries tell it: what it may be next. "expired": its worker was silent for a lease.
+_WAITING, _HELD, _DONE = "waiting", "held", "done"
+_MOVES = {
+    (_WAITING, "delivered"): _HELD, (_HELD, "finished"): _DONE,
+    (_HELD, "given back"): _WAITING, (_HELD, "gone"): _WAITING, (_HELD, "expired"): _WAITING,
+}
 
 
 def load(paths: Iterable[Path]) -> list[dict]:
@@ -53,7 +62,8 @@ class Report:
     """What a history says. Each list holds sentences; all but `recovered` and `counts` must be empty.
 
     Attributes:
-        lost: acknowledged submits that never came out. unfinished: acknowledged, came out, and nobody could finish them.
+        lost: acknowledged submits that never came out. unfinished: acknowledged, came out, and nobody could finish them
+            (a finish without an answer may have been accepted).
         unexpected: came out but was never submitted, or not so. duplicated: came out or finished again after it must not.
         fences: a fence that did not grow, or a settle accepted from somebody who was not the holder.
         order: an answer, or one consumer's deliveries, against priority or first in, first out.
@@ -116,13 +126,15 @@ class _Settle:
     answers: list[str] = field(default_factory=list)  # in order; empty: unknown
 
 
-def check(events: list[dict], *, one_consumer: bool = False) -> Report:
+def check(events: list[dict], *, one_consumer: bool = False, lease_s: float | None = None) -> Report:
     """Judge a history.
 
     Args:
         events: as `load` returns them. Without a drain at the end nothing can be said to be lost.
         one_consumer: True if a single worker reserved, one request at a time, and the broker never died: then the order over
             all answers is checked too, not only inside each.
+        lease_s: the broker's, if the history has every `gone`: then a job may come out again only where the lease rules allow
+            it, that is when it was given back, when who held it is gone, or silent for so long.
 
     Raises ValueError for a history that has no drain as its last event, or an event that is not described above.
     """
@@ -131,7 +143,7 @@ def check(events: list[dict], *, one_consumer: bool = False) -> Report:
     checker = _Checker()
     for event in events:
         checker.take(event)
-    return checker.judge(one_consumer=one_consumer)
+    return checker.judge(one_consumer=one_consumer, lease_s=lease_s)
 
 
 class _Checker:
@@ -147,15 +159,19 @@ class _Checker:
         self.digests: dict[tuple[int, int], str] = {}
         self.settles: dict[str, list[_Settle]] = {}
         self.cancelled: dict[int, int] = {}  # job -> when the answer came
+        self.gone: dict[str, list[int]] = defaultdict(list)  # who -> when, in order
+        self.sent: dict[str, list[int]] = defaultdict(list)  # who -> when it sent something, in order
 
     def take(self, event: dict) -> None:
         """Note one event."""
         kind = f"{event['op']} {event['type']}"
         self.report.counts[kind] += 1
+        if event["type"] == "invoke":
+            self.sent[event["by"]].append(event["at"])
         handle = getattr(self, "_" + kind.replace(" ", "_"), None)
         if handle is not None:
             handle(event)
-        elif event["op"] not in ("submit", "reserve", "settle", "cancel", "drain") or event["type"] not in (
+        elif event["op"] not in ("submit", "reserve", "settle", "cancel", "gone", "drain") or event["type"] not in (
                 "invoke", "ok", "fail", "unknown"):
             raise ValueError(f"an event of no known kind: {event}")
 
@@ -220,9 +236,12 @@ class _Checker:
             if outcome == "cancelled":
                 self.cancelled.setdefault(job_id, event["at"])
 
+    def _gone_ok(self, event: dict) -> None:
+        self.gone[event["by"]].append(event["at"])
+
     # -- judging ------------------------------------------------------------------------------------------------------------
 
-    def judge(self, *, one_consumer: bool) -> Report:
+    def judge(self, *, one_consumer: bool, lease_s: float | None) -> Report:
         """Return the report."""
         settles: dict[int, list[_Settle]] = defaultdict(list)
         for call in self.settles.values():
@@ -242,6 +261,9 @@ class _Checker:
                 self.report.recovered.append(key)
         for job_id, of_job in settles.items():
             self._judge_settles(job_id, of_job)
+        if lease_s is not None:
+            for job_id, deliveries in self.deliveries.items():
+                self._judge_life(deliveries, settles.get(job_id, []), round(lease_s * 1e9))
         for answer in self.answers:
             self._judge_answer(answer)
         if one_consumer:
@@ -256,9 +278,15 @@ class _Checker:
                 continue
             if job_id not in self.deliveries:
                 self.report.lost.append(f"job {job_id} with key {job.key!r} was acknowledged and never came out")
-            elif not any(settle.outcome in _FINISHES and ("OK" in settle.answers or "REPEATED" in settle.answers)
+            elif not any(settle.outcome in _FINISHES and self._may_be_accepted(settle)
                          for settle in settles.get(job_id, ())):
                 self.report.unfinished.append(f"job {job_id} with key {job.key!r} came out and no finish of it was accepted")
+
+    def _may_be_accepted(self, settle: _Settle) -> bool:
+        """Tell whether a settle was accepted, or who sent it died before it could hear."""
+        if settle.answers:
+            return "OK" in settle.answers or "REPEATED" in settle.answers
+        return bool(self.gone[settle.by]) and self.gone[settle.by][-1] > self.sent[settle.by][-1]
 
     def _judge_deliveries(self, job_id: int, deliveries: list[_Delivery]) -> None:
         """Deliveries are in order of time: each has a higher fence than the one before, none comes twice or after a cancel."""
@@ -271,6 +299,33 @@ class _Checker:
         for delivery in deliveries:
             if cancelled_at is not None and delivery.reserved_at > cancelled_at:
                 self.report.duplicated.append(f"job {job_id} came out under fence {delivery.fence} after it was cancelled")
+
+    def _judge_life(self, deliveries: list[_Delivery], settles: list[_Settle], lease_ns: int) -> None:
+        """Replay one job: each delivery, and how its lease ended before the next one. Done stays done is judged with the settles."""
+        state = _WAITING
+        for delivery, after in zip(deliveries, [*deliveries[1:], None]):
+            state = _MOVES.get((state, "delivered"), state)
+            end = self._end_of(delivery, settles, after.at if after is not None else None, lease_ns)
+            state = _MOVES.get((state, end), state)
+            if after is not None and state == _HELD:
+                self.report.duplicated.append(f"job {after.job} came out under fence {after.fence} while {delivery.by} held it under "
+                                              f"fence {delivery.fence}")
+
+    def _end_of(self, delivery: _Delivery, settles: list[_Settle], before: int | None, lease_ns: int) -> str:
+        """Tell how a lease ended, before the moment when its job came out again."""
+        of_lease = [settle for settle in settles if settle.fence == delivery.fence]
+        if any(settle.outcome in _FINISHES and ("OK" in settle.answers or "REPEATED" in settle.answers) for settle in of_lease):
+            return "finished"
+        if before is None:
+            return "open"
+        if any(settle.outcome not in _FINISHES and settle.invoked_at < before for settle in of_lease):
+            return "given back"
+        # It was granted between its reserve and its answer, and may have been read after the end of the connection.
+        if any(delivery.reserved_at < at < before for who in (delivery.by, "broker") for at in self.gone[who]):
+            return "gone"
+        sent = self.sent[delivery.by]
+        latest = sent[bisect_left(sent, before) - 1] if sent and sent[0] < before else delivery.reserved_at
+        return "expired" if before - latest >= lease_ns else "open"
 
     def _judge_settles(self, job_id: int, settles: list[_Settle]) -> None:
         finished: set[int] = set()

@@ -3,13 +3,16 @@
 Unpatched and without any code of ours: sockets, TLS and msgpack as docs/protocol_v1.md says, so that the broker is judged from
 outside. One thread, one selector. tests/checker.py describes the history.
 
-    python tests/load_process.py PORT CA HISTORY SEED
+    python tests/load_process.py PORT CA HISTORY SEED PRODUCERS WORKERS PREFIX   (of the workers' names)
 
 Commands are JSON lines on standard input, each answered by one on standard output:
-    {"do": "load", "pid": N, "kill_after": answers, "in_flight": at least, "number": signal, "seconds": at least}
+    {"do": "load", "pid": N, "kill_after": answers, "in_flight": at least, "number": signal, "seconds": at least,
+     "times": signals, "hear_out": false if it is not the broker that is signalled}
                                                                              load until then, signal the broker, hear it out
     {"do": "load_until_ended", "seconds": at most, "window": requests of each producer}
                                                                              load until the broker ends by itself
+    {"do": "work"}                                                           take and finish until killed; nothing is kept back from
+                                                                             the history
     {"do": "drain"}                                                          resend, take and finish until nothing is left
 """
 
@@ -31,8 +34,6 @@ from pathlib import Path
 
 import msgpack
 
-PRODUCERS = 4
-WORKERS = 2
 #: Submits that one producer keeps unanswered; together with settles that makes the requests in flight at a kill.
 WINDOW = 350
 RESERVE = 400
@@ -236,6 +237,7 @@ class Worker:
         def answered(reply: dict | None) -> None:
             if reply is None or "error" in reply:
                 self._history.note(self.name, "reserve", "unknown", call)
+                self._history.note(self.name, "gone", "ok", call)  # one is always open, so this is the connection's end
                 return
             self.answered += 1
             jobs = reply["jobs"]
@@ -289,15 +291,15 @@ def digest(payload: bytes) -> str:
 class Load:
     """All connections of the process, driven by one selector."""
 
-    def __init__(self, port: int, ca: str, history: History, seed: int) -> None:
+    def __init__(self, port: int, ca: str, history: History, seed: int, producers: int, workers: int, prefix: str) -> None:
         self._address = ("127.0.0.1", port)
         self._context = ssl.create_default_context(cafile=ca)
         self._context.minimum_version = ssl.TLSVersion.TLSv1_3
         self._context.set_alpn_protocols(["greenroom/1"])
         self._history = history
         rng = random.Random(seed)
-        self.producers = [Producer(f"p{number}", history, rng) for number in range(PRODUCERS)]
-        self.workers = [Worker(f"w{number}", history, rng) for number in range(WORKERS)]
+        self.producers = [Producer(f"p{number}", history, rng) for number in range(producers)]
+        self.workers = [Worker(f"{prefix}{number}", history, rng) for number in range(workers)]
         self._selector = selectors.DefaultSelector()
 
     @property
@@ -339,7 +341,8 @@ class Load:
             if not key.data.is_open:
                 self._selector.unregister(sock)
 
-    def load_and_kill(self, pid: int, kill_after: int, in_flight: int, number: int, seconds: float) -> dict:
+    def load_and_kill(self, pid: int, kill_after: int, in_flight: int, number: int, seconds: float, times: int = 1,
+                      hear_out: bool = True) -> dict:
         """Load until so many answers came, seconds passed and requests are in flight; signal; return the figures of that moment."""
         self._connect()
         goal = self._answered + kill_after
@@ -351,14 +354,17 @@ class Load:
             for producer in self.producers:
                 producer.fill()
             self._turn()
-        os.kill(pid, number)
         flying = self._in_flight()
-        while self._open:
+        for _ in range(times):
+            os.kill(pid, number)  # a process that ended is there until its parent has asked for its exit code
+            time.sleep(0.02)
+        killed_at = time.monotonic_ns()
+        while hear_out and self._open:
             if time.monotonic() > deadline:
                 return {"error": "the broker does not close its connections"}
             self._turn()
         self._history.flush()
-        return {"in_flight": flying, **self._figures()}
+        return {"in_flight": flying, "killed_at": killed_at, **self._figures()}
 
     def load_until_ended(self, seconds: float, window: int) -> dict:
         """Load until the broker has closed all connections, or accepts none any more; return the figures of then."""
@@ -376,6 +382,16 @@ class Load:
             self._turn()
         self._history.flush()
         return self._figures()
+
+    def work(self) -> dict:
+        """Take and finish jobs until the process is killed. What is sent is in the history before, what was received soon after."""
+        self._connect()
+        print("{}", flush=True)
+        deadline = time.monotonic() + DRAIN_WITHIN_S
+        while time.monotonic() < deadline:
+            self._history.flush()
+            self._turn()
+        return {"error": "nobody killed it"}
 
     def drain(self) -> dict:
         """Submit nothing new; resend, reserve and settle until nothing is unknown and nothing comes any more."""
@@ -406,11 +422,11 @@ class Load:
 
 def main() -> None:
     """Obey commands until standard input ends."""
-    port, ca, history, seed = sys.argv[1:]
-    load = Load(int(port), ca, History(Path(history)), int(seed))
+    port, ca, history, seed, producers, workers, prefix = sys.argv[1:]
+    load = Load(int(port), ca, History(Path(history)), int(seed), int(producers), int(workers), prefix)
     for line in sys.stdin:
         command = json.loads(line)
-        do = {"load": load.load_and_kill, "load_until_ended": load.load_until_ended, "drain": load.drain}[command.pop("do")]
+        do = {"load": load.load_and_kill, "load_until_ended": load.load_until_ended, "work": load.work, "drain": load.drain}[command.pop("do")]
         answer = do(**command)
         print(json.dumps(answer), flush=True)
 

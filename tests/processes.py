@@ -285,14 +285,21 @@ class LoadProcess:
 
     SEED = 20_250_701
     IN_FLIGHT = 1000  # requests without an answer when it kills
+    LEASE_S = 5.0  # of the brokers that it loads
 
-    def __init__(self, broker: BrokerProcess, history: Path) -> None:
+    def __init__(self, broker: BrokerProcess, history: Path, *, producers: int = 4, workers: int = 2, prefix: str = "w") -> None:
         self.history = history
         self.broker = broker
         self.figures: dict = {}
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/load_process.py"), str(broker.port), broker.ca, str(history), str(self.SEED)],
+            [sys.executable, str(ROOT / "tests/load_process.py"), str(broker.port), broker.ca, str(history), str(self.SEED),
+             str(producers), str(workers), prefix],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def do(self, what: str, **more: object) -> dict:
         """Give a command; returns its figures. A pipe gevent reads: the child's own deadlines bound the wait."""
@@ -313,7 +320,7 @@ class LoadProcess:
     def drained(self) -> checker.Report:
         """Drain, and judge all that was seen."""
         self.figures = self.do("drain")
-        return checker.check(checker.load([self.history]))
+        return checker.check(checker.load([self.history]), lease_s=self.LEASE_S)
 
     def end(self) -> None:
         """Close its input, which ends it."""

@@ -35,7 +35,11 @@ def acknowledged_and_not_out(history: Path) -> list[int]:
 def test_the_checker_finds_a_job_that_was_deleted_behind_the_broker_s_back(make_broker: MakeBroker, make_load: MakeLoad) -> None:
     broker = make_broker(*FLAGS)
     load = make_load(broker)
-    load.until_killed(random.Random(SEED))
+    rng = random.Random(SEED)
+    load.until_killed(rng)
+    while not acknowledged_and_not_out(load.history):
+        broker.start()
+        load.until_killed(rng)
     victim = acknowledged_and_not_out(load.history)[-1]
     with database(broker) as db:
         (lane,), = db.execute("SELECT lane FROM jobs WHERE id = ?", (victim,))
@@ -183,6 +187,44 @@ def test_one_consumer_gets_the_best_job_there_is_however_small_the_window(make_b
                                                      if (event["op"], event["type"]) == ("reserve", "ok")) > 2000
 
 
+@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+def test_workers_killed_in_the_middle_of_their_settles_lose_nothing(make_broker: MakeBroker, tmp_path: Path, kills: int) -> None:
+    """Raw workers, so that what they sent and what they were told is known to the last."""
+    print("seed", SEED)
+    rng = random.Random(SEED)
+    broker = make_broker(*FLAGS)
+    processes = [LoadProcess(broker, tmp_path / "producers.jsonl", workers=0)]
+    producers = processes[0]
+    gone = []
+    try:
+        for kill in range(kills):
+            worker = LoadProcess(broker, tmp_path / f"killed-{kill}.jsonl", producers=0, prefix=f"k{kill}-")
+            processes.append(worker)
+            worker.do("work")
+            figures = producers.do("load", pid=worker.pid, kill_after=rng.randint(100, 1000), in_flight=LoadProcess.IN_FLIGHT,
+                                   number=signal.SIGKILL, seconds=rng.uniform(0.1, 0.6), hear_out=False)
+            assert figures["in_flight"] >= LoadProcess.IN_FLIGHT
+            gone += [{"at": figures["killed_at"], "by": f"k{kill}-{number}", "op": "gone", "type": "ok", "call": ""} for number in range(2)]
+        producers.do("drain")
+        last = LoadProcess(broker, tmp_path / "last.jsonl", producers=0, prefix="last")
+        processes.append(last)
+        last.do("drain")
+    finally:
+        for process in processes:
+            process.end()
+
+    histories = [process.history for process in processes]
+    report = checker.check(sorted([*checker.load(histories), *gone], key=lambda event: event["at"]), lease_s=LoadProcess.LEASE_S)
+    unknown = report.counts["settle invoke"] - report.counts["settle ok"]
+    stats = broker.stats()
+    print(f"kills={kills} settles unknown={unknown} {dict(report.counts)} requeued={stats['requeued']}")
+    assert report.faults == []
+    assert unknown > kills and stats["requeued"] > kills
+    states = {state: count for state, count in stats["states"].items() if count}
+    submitted = sum(len(event["ids"]) for event in checker.load(histories[:1]) if (event["op"], event["type"]) == ("submit", "ok"))
+    assert states == {"completed": submitted}  # so what a dead worker may have finished is finished, too
+
+
 RECORDING_TASKS = '''
 import hashlib, json, os, time
 from greenroom.tasks import Context, task
@@ -210,11 +252,17 @@ def test_workers_killed_again_and_again_lose_nothing(broker: BrokerProcess, tmp_
     workers = [_start_worker(broker, tmp_path, number) for number in range(3)]
     try:
         with Client(broker.url, ca=broker.ca) as client, sent.open("w") as log:
-            handles = []
+            handles, rounds = [], 0
             for kill in range(kills):
-                handles += _submit_recorded(client, log, kill, rng)
                 victim = rng.randrange(len(workers))
-                until(lambda: _running_of(broker, workers[victim].name), "the victim holds jobs")
+                until(workers[victim]._is_connected, "the victim is there")
+                deadline = time.monotonic() + DEADLINE_S
+                while not _running_of(broker, workers[victim].name):
+                    assert time.monotonic() < deadline, "the victim gets no jobs"
+                    rounds += 1
+                    handles += _submit_recorded(client, log, rounds, rng)
+                print(json.dumps({"at": time.monotonic_ns(), "by": workers[victim].name, "op": "gone", "type": "ok", "call": ""}),
+                      file=log)
                 workers[victim].kill()
                 workers[victim] = _start_worker(broker, tmp_path, 3 + kill)
             views = list(client.wait([handle.id for handle in handles], 60))

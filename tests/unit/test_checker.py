@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,10 @@ class History:
         else:
             self.add("settle", "ok", call, by, outcomes=[answer])
 
-    def report(self, *, one_consumer: bool = False) -> Report:
+    def report(self, *, one_consumer: bool = False, lease_s: float | None = None) -> Report:
         """Drain and judge."""
-        return checker.check([*self.events, {"at": 10**18, "by": "w1", "op": "drain", "type": "ok"}], one_consumer=one_consumer)
+        return checker.check([*self.events, {"at": 10**18, "by": "w1", "op": "drain", "type": "ok"}], one_consumer=one_consumer,
+                             lease_s=lease_s)
 
 
 def faults_of(report: Report) -> dict[str, int]:
@@ -221,6 +223,50 @@ def test_two_accepted_finishes_are_duplicated(history: History) -> None:
     history.settle(1, 10)
 
     assert faults_of(history.report()) == {"duplicated": 1}
+
+
+def delivered_twice(history: History, between: Callable[[], object], lease_s: float = 1.0) -> Report:
+    """Deliver a job to w1, let something happen, deliver it to w2, who finishes it."""
+    history.submit("a", 1)
+    history.deliver((1, 10, "a/0"))
+    between()
+    history.deliver((1, 11, "a/0"), by="w2")
+    history.settle(1, 11, by="w2")
+    return history.report(lease_s=lease_s)
+
+
+def test_a_job_that_comes_out_again_while_its_holder_lives_is_duplicated(history: History) -> None:
+    report = delivered_twice(history, lambda: None)
+
+    assert faults_of(report) == {"duplicated": 1} and "while w1 held it" in report.duplicated[0]
+
+
+@pytest.mark.parametrize("who", ["w2", "p1"])
+def test_the_end_of_somebody_else_frees_no_job(history: History, who: str) -> None:
+    assert faults_of(delivered_twice(history, lambda: history.add("gone", "ok", "g", who))) == {"duplicated": 1}
+
+
+@pytest.mark.parametrize("who", ["w1", "broker"])
+def test_a_job_may_come_out_again_when_its_holder_or_the_broker_is_gone(history: History, who: str) -> None:
+    assert faults_of(delivered_twice(history, lambda: history.add("gone", "ok", "g", who))) == {}
+
+
+@pytest.mark.parametrize("answer", ["OK", None])
+def test_a_job_may_come_out_again_when_it_was_given_back(history: History, answer: str | None) -> None:
+    assert faults_of(delivered_twice(history, lambda: history.settle(1, 10, answer, "nack"))) == {}
+
+
+def test_a_job_may_come_out_again_when_its_holder_was_silent_for_a_lease(history: History) -> None:
+    assert faults_of(delivered_twice(history, lambda: None, lease_s=2e-9)) == {}
+
+
+def test_a_job_that_its_dead_worker_may_have_finished_is_not_unfinished(history: History) -> None:
+    history.submit("a", 1)
+    history.deliver((1, 10, "a/0"))
+    history.settle(1, 10, None)
+    history.add("gone", "ok", "g")
+
+    assert faults_of(history.report(lease_s=1.0)) == {}
 
 
 def test_a_delivery_after_a_cancel_is_duplicated(history: History) -> None:
