@@ -195,7 +195,8 @@ class LeaseRules:
 
     def saw(self, session: Session, now: float) -> None:
         """Note a sign of life: all leases of the session hold for another lease time."""
-        session.last_seen = now
+        if now > session.last_seen:  # a forgiven stall may have put it into the future; its timer stands as late
+            session.last_seen = now
         session.inherited_grace = None
 
     # -- running jobs -------------------------------------------------------------------------------------------------------

@@ -217,6 +217,24 @@ def test_a_stall_of_the_broker_ends_no_lease() -> None:
     assert state(core, job) is State.RUNNING
 
 
+def test_a_sign_of_life_after_a_forgiven_stall_never_shortens_a_lease_below_what_is_watched() -> None:
+    core = Core()
+    submitted(core, new_job())
+    worker = core.connect()
+    reserved(worker)
+    core.clock.advance(2.0)
+    worker.heartbeat()  # read before the late tick, which then forgives the silence all the same
+
+    core.engine.forgive(2.0)
+    core.tick()
+    worker.heartbeat()
+
+    check(core)  # a timer stands for when the lease ends
+    core.clock.advance(core.engine.timing.lease_s + 2.0)
+    core.tick()
+    assert core.engine.leases == 0
+
+
 def test_a_stall_of_the_broker_also_moves_a_deadline_that_an_earlier_connection_set() -> None:
     core = Core()
     worker = core.connect(instance=b"i" * 16)
