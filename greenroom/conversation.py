@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Protocol
 
 from greenroom import __version__
-from greenroom.desk import Desk
+from greenroom.desk import STALL_S, Desk
 from greenroom.errors import (
     BusyError, DeadlineError, DeniedError, GreenroomError, InternalError, InvalidError, ProtocolError)
 from greenroom.protocol import (
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 HELLO_DEADLINE_S = 5.0
 FRAME_DEADLINE_S = 10.0
 IDLE_S = 60.0
+#: How often these are looked at.
+SWEEP_S = 1.0
 #: Answered at once, so they work on while a slow disk holds back every other answer.
 UNHELD_VERBS = frozenset({"heartbeat", "ping"})
 #: After so many bugs of ours met on one connection it is closed: something is off with it.
@@ -213,6 +215,7 @@ class Conversations:
         self.desk = desk
         self._conversations: dict[Conversation, None] = {}
         self._count = 0
+        self._swept_at: float | None = None
         self.protocol_errors = 0
 
     def open(self, stream: Outlet, address: str) -> Conversation:
@@ -238,8 +241,11 @@ class Conversations:
         return session
 
     def sweep(self) -> None:
-        """End those whose deadline passed. One timer for all costs less than one a conversation."""
+        """End those whose deadline passed. One timer for all costs less than one a conversation. Call it each SWEEP_S."""
         now = self.desk.now()
+        swept_at, self._swept_at = self._swept_at, now
+        if swept_at is not None and now - swept_at > SWEEP_S + STALL_S:
+            return  # the hub stood still: what peers sent meanwhile is read first, before the next sweep
         for conversation in list(self._conversations):
             late = self._is_late(conversation, now)
             if late is not None:

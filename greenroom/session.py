@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import gevent
 
-from greenroom.conversation import Conversation, Conversations
+from greenroom.conversation import SWEEP_S, Conversation, Conversations
 from greenroom.desk import Desk
 from greenroom.stream import Stream
 
@@ -68,7 +68,7 @@ class Sessions(Conversations):
 
     def _sweep_on(self) -> None:
         while True:
-            gevent.sleep(1.0)
+            gevent.sleep(SWEEP_S)
             self.sweep()
 
     def stop(self, within_s: float) -> None:
