@@ -31,9 +31,9 @@ RESET = struct.pack("ii", 1, 0)
 SEED = 20_251_106
 SHORT_S = 8.0
 LONG_S = float(os.environ.get("SOAK_SECONDS", "1800"))
-#: What fills in the beginning and is bounded: 10,000 recently finished jobs, SQLite's page cache, the allocator's arenas. In less
+#: What fills in the beginning and is bounded: 10,000 recently finished jobs, SQLite's page cache (64 MiB, some 8 minutes). In less
 #: time all is warm-up.
-WARM_UP_S = 300.0
+WARM_UP_S = 500.0
 SHORTEST_JUDGED_S = 2 * WARM_UP_S
 #: Jobs of all producers together, at most so many a second: a soak is long, not hard.
 JOBS_PER_S = 150
