@@ -88,7 +88,7 @@ class Peer:
     def feed(self, data: bytes) -> None:
         """Let the broker read bytes."""
         for begin in range(0, len(data), READ_BYTES):
-            self.connection._take(data[begin:begin + READ_BYTES])
+            self.connection.take(data[begin:begin + READ_BYTES])
             gevent.sleep(0)
 
     def call(self, verb: str, **fields: object) -> dict:
