@@ -70,6 +70,18 @@ def pack_value(value: object) -> bytes:
         raise ValueError(f"not a msgpack value: {exc}") from None
 
 
+def pack_list(items: list[object], piece_bytes: int) -> Iterator[bytes]:
+    """Yield what `pack_value` returns for a list in pieces of about so many bytes, an item at least."""
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_array_header(len(items))
+    for item in items:
+        packer.pack(item)
+        if packer.getbuffer().nbytes >= piece_bytes:
+            yield packer.bytes()
+            packer.reset()
+    yield packer.bytes()
+
+
 def unpack_value(data: bytes) -> object:
     """Decode one msgpack value (maps may have any keys). Raises ValueError with a sentence if it is not exactly one."""
     try:
@@ -146,7 +158,7 @@ class FrameReader:
             self._buffer += data
             if len(self._buffer) < self._need:
                 return
-            data = bytes(self._buffer)
+            data = self._buffer  # not copied: it may have megabytes
         position, end = 0, len(data)
         self._need = 4
         while end - position >= 4:

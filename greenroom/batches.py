@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -42,6 +42,10 @@ SETTLES_FACTOR = 2
 MAX_HELD_BYTES = 64 * 2**20
 #: Refills, loads and the like done in one gap between commits, each about 0.4 ms.
 FETCHES_PER_GAP = 8
+#: As many refills take as long as a load, with what is done with the jobs.
+LOAD_COST = 4
+#: Bytes of payloads, results and errors applied between two looks.
+SLICE_BYTES = 256 * 1024
 #: Numbers fetched at once, and the mark below which more are fetched: seconds' worth at full speed.
 BLOCK_NUMBERS = 200_000
 
@@ -117,6 +121,7 @@ class Batches:
     Attributes:
         wake: called when there is work for a cycle and there was none before.
         commits, rows: how many so far; last_rows: rows of the latest COMMIT.
+        units: changes in several steps that are under way; until they are done the gathering batch must not be closed.
     """
 
     def __init__(self, engine: Engine, store: Store, waits: Waits, wake: Callable[[], None]) -> None:
@@ -128,10 +133,12 @@ class Batches:
         self.rows = 0
         self.last_rows = 0
         self.changes = 0
+        self.units = 0
         self._gathering = Batch()
         self._closed: Batch | None = None  # applied or being committed
         self._to_apply: deque[list[Job]] = deque()
         self._store_changed = False  # rows outside the batch: number blocks, pruning
+        self._storing: dict[bytes, list[Callable[[Submission | None], None]]] = {}  # submissions under way, and who asks for them
         self._lookups: deque[tuple[bytes, Callable[[Submission | None], None]]] = deque()
         self._loads: deque[tuple[list[int], Callable[[dict[int, Job | Lost]], None], Budget | None]] = deque()
         self._refills: deque = deque()
@@ -251,8 +258,20 @@ class Batches:
         self._note_rows()
         self._gathering.submissions[submission.id] = submission
 
+    def begin_submission(self, submission_id: bytes) -> None:
+        """Let those who ask for this submission from now on wait for `end_submission`. For whoever was told that it is not there."""
+        self._storing[submission_id] = []
+
+    def end_submission(self, submission_id: bytes) -> None:
+        """Tell those who asked what came of it: it is remembered now, or it was refused and they may try."""
+        for found in self._storing.pop(submission_id):
+            self.find_submission(submission_id, found)
+
     def find_submission(self, submission_id: bytes, found: Callable[[Submission | None], None]) -> None:
         """Look a submission up, in what is being committed and in the store; `found` is called at once or soon."""
+        if submission_id in self._storing:
+            self._storing[submission_id].append(found)
+            return
         for batch in (self._gathering, self._closed):
             if batch is not None and submission_id in batch.submissions:
                 found(batch.submissions[submission_id])
@@ -290,13 +309,21 @@ class Batches:
 
     def start(self) -> None:
         """Begin a cycle. Look-ups come first, so that the submits behind them still join this batch."""
-        while self._lookups:
-            submission_id, found = self._lookups.popleft()
-            known = self._gathering.submissions.get(submission_id)
-            found(known if known is not None else self.store.submission(submission_id))
+        self.look_up()
         self._close_batch()
 
+    def look_up(self) -> None:
+        """Answer the look-ups that waited for the store to be free."""
+        while self._lookups:
+            submission_id, found = self._lookups.popleft()
+            if submission_id in self._storing:
+                self._storing[submission_id].append(found)
+                continue
+            known = self._gathering.submissions.get(submission_id)
+            found(known if known is not None else self.store.submission(submission_id))
+
     def _close_batch(self) -> None:
+        assert not self.units
         batch, self._gathering = self._gathering, Batch()
         if self._closed is None:
             self._closed = batch
@@ -306,9 +333,7 @@ class Batches:
             self._closed.damaged.extend(batch.damaged)
             self._closed.leaving.extend(batch.leaving)
             self._closed.held_bytes += batch.held_bytes
-        jobs = list(batch.dirty.values())
-        for first in range(0, len(jobs), SLICE_JOBS):
-            self._to_apply.append(jobs[first:first + SLICE_JOBS])
+        self._to_apply.extend(_slices(batch.dirty))
         if batch.submissions:
             self.store.apply([], list(batch.submissions.values()))
         if batch.damaged:
@@ -332,7 +357,7 @@ class Batches:
 
         Returns True if there are slices to apply now. Call it a bounded number of times: more may always come.
         """
-        if not self._wants_store or len(self._gathering.dirty) <= SLICE_JOBS:
+        if not self._wants_store or len(self._gathering.dirty) <= SLICE_JOBS or self.units:
             return False
         self._close_batch()
         return True
@@ -346,7 +371,9 @@ class Batches:
             while not self.apply_slice():
                 pass
         self._fetch_numbers(now)
-        for _ in range(FETCHES_PER_GAP):
+        left = FETCHES_PER_GAP
+        while left > 0:
+            left -= 1
             if self._gathering.has_rows:
                 break  # a loaded job was cancelled, say: reading on now would see it as it was
             if self._refills:
@@ -354,6 +381,7 @@ class Batches:
             elif self._wants_scheduled:
                 self._refill_scheduled(now)
             elif self._loads:
+                left -= LOAD_COST - 1
                 self._load_some(*self._loads.popleft())
             else:
                 break
@@ -433,6 +461,22 @@ class Batches:
                 _send([(peer, request_id, error) for peer, request_id, _ in batch.leaving
                        if peer is not None and request_id is not None])
                 batch.leaving = []
+
+
+def _slices(dirty: dict[int, Job]) -> Iterator[list[Job]]:
+    """Cut what is to be written into what may be written at once."""
+    jobs: list[Job] = []
+    size = 0
+    for job in dirty.values():
+        jobs.append(job)
+        size += (0 if job.stored_state else job.payload_bytes) + (0 if job.result is None else len(job.result))
+        if job.error is not None:
+            size += sum(map(len, job.error.values()))
+        if len(jobs) >= SLICE_JOBS or size >= SLICE_BYTES:
+            yield jobs
+            jobs, size = [], 0
+    if jobs:
+        yield jobs
 
 
 def _forget_payload(job: Job) -> None:

@@ -6,7 +6,6 @@ session.py runs it in a greenlet of the connection's own, the simulator in virtu
 from __future__ import annotations
 
 import logging
-from time import perf_counter
 from typing import Protocol
 
 from greenroom import __version__
@@ -31,8 +30,6 @@ SWEEP_S = 1.0
 UNHELD_VERBS = frozenset({"heartbeat", "ping"})
 #: After so many bugs of ours met on one connection it is closed: something is off with it.
 MAX_INTERNAL_ERRORS = 3
-#: Handle requests for so long, then let the hub look at its other sockets.
-SLICE_S = 0.003
 
 _encode = FrameEncoder()  # all conversations run in one thread
 
@@ -123,23 +120,18 @@ class Conversation:
             self.desk.backups.left(self, self.desk.now(), said_bye=self._said_bye)
             self.desk.after_call()
 
-    def breathe(self) -> None:
-        """Called between two requests of a long read, for others to have their turn."""
-
     def take(self, data: bytes) -> None:
-        """Take bytes of the peer, act on the requests that they complete, and send what can be answered."""
-        began = perf_counter()
-        messages = self._frames.feed(data)
-        if messages:
+        """Take bytes of the peer, act on the requests that they complete, and send what can be answered. May switch."""
+        self.desk.begin_turn()
+        for message in self._frames.messages(data):
             self.partial_since = None  # a frame ended; what is partial now is another
-        for message in messages:
-            self._handle(message)
-            if not self.is_open:
-                break
-            if perf_counter() - began > SLICE_S:
+            if message is not None:
+                self._handle(message)
+                if not self.is_open:
+                    break
+            if self.desk.is_breath_due:
                 self.flush()
-                self.breathe()
-                began = perf_counter()
+                self.desk.breathe()
         if self._frames.failed is not None and self.is_open:
             self._owner.protocol_errors += 1
             self.answer(0, self._frames.failed)
@@ -153,6 +145,7 @@ class Conversation:
         request_id = message.get("id") if type(message.get("id")) is int else 0
         try:
             request = parse_request(message)
+            self.desk.breathe_if_due()
             if self.session is None:
                 self._greet(request)
             elif request.verb == "bye":

@@ -27,7 +27,7 @@ STALL_S = 0.5
 RECENT_JOBS = 5_000
 RECENT_BYTES = 8 * 2**20
 #: Ids loaded in one look into the store.
-LOAD_IDS = 200
+LOAD_IDS = 100
 #: Ids that wait to be looked up in the store, of all peers; beyond it BUSY.
 MAX_LOADING_IDS = 20_000
 #: So often rows that come while others are applied are applied in slices too, before the store is read.
@@ -75,6 +75,7 @@ class Desk:
         self._recent_before: dict[int, Job] = {}  # the generation before; dropping a whole one is cheaper than one by one
         self._recent_bytes = 0
         self._loading_ids = 0
+        self._waits_for_units = False  # the cycle wants to close the batch
 
     # -- what the pump gives ------------------------------------------------------------------------------------------------
 
@@ -91,8 +92,55 @@ class Desk:
         raise NotImplementedError
 
     def breathe(self) -> None:
-        """Let the hub look at its sockets in the middle of a long answer."""
+        """Let others have their turn in the middle of something long. May switch, so no change of state may be half done."""
         raise NotImplementedError
+
+    def begin_turn(self) -> None:
+        """Note that whoever runs has just been given its turn."""
+
+    @property
+    def is_breath_due(self) -> bool:
+        """True when whoever runs has kept the others waiting for long enough."""
+        return False
+
+    def breathe_if_due(self) -> None:
+        """Let others have their turn if it is time. Call it every millisecond or so. May switch."""
+        if self.is_breath_due:
+            self.breathe()
+
+    def spawn_unit(self, work: Callable[[], None]) -> None:
+        """Run a change that takes steps (`continue_unit`) soon; for those who are called by the pump, which must not wait for it."""
+        work()
+
+    # -- changes in steps ---------------------------------------------------------------------------------------------------
+
+    def run_unit(self, steps: Iterator[None]) -> None:
+        """Run the steps of a change that must be one transaction, with turns for others in between: the batch stays open as long.
+
+        Once begun it is finished, also when the greenlet is killed meanwhile: half of it on disk would be a lie to those who ask again.
+        May switch.
+        """
+        while self._waits_for_units:  # or those who come could keep the batch open for ever
+            self.breathe()
+        self.continue_unit(steps)
+
+    def continue_unit(self, steps: Iterator[None]) -> None:
+        """Do the same inside of `spawn_unit`, for which the batch waits already."""
+        self.batches.units += 1
+        try:
+            for _ in steps:
+                self.breathe_if_due()
+        finally:
+            for _ in steps:
+                pass
+            self.batches.units -= 1
+
+    def _wait_for_units(self) -> Iterator[Step]:
+        """Wait until no change is half done; new ones wait meanwhile. What follows must not switch."""
+        self._waits_for_units = True
+        while self.batches.units:
+            yield Step.TURN
+        self._waits_for_units = False
 
     # -- the cycle ----------------------------------------------------------------------------------------------------------
 
@@ -102,12 +150,15 @@ class Desk:
         After an error, also one of a COMMIT, the store is over: tell those who wait with `batches.failed`, and end.
         """
         batches = self.batches
+        batches.look_up()
+        yield from self._wait_for_units()
         batches.start()
         yield from self._apply()
         for _ in range(MAX_FLUSHES):
             if not batches.flush():
                 break
             yield from self._apply()
+        yield from self._wait_for_units()
         batches.fetch(self.now())
         if batches.needs_commit:
             self.commit_began = began = self.now()

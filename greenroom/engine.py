@@ -80,15 +80,7 @@ class Engine(LeaseRules):
 
         Raises BusyError, FullError or DrainingError for all of them together, with nothing changed.
         """
-        if self.draining:
-            raise DrainingError("the broker is stopping", retry_after_s=1.0)
-        if self.waiting + len(items) > self.caps.waiting_jobs:
-            raise FullError(f"{self.waiting} jobs wait, the cap is {self.caps.waiting_jobs}", retry_after_s=5.0)
-        size = sum(len(item.payload) for item in items)
-        if self.waiting_bytes + size > self.caps.waiting_bytes:
-            raise FullError(f"waiting payloads are at their cap of {self.caps.waiting_bytes} bytes", retry_after_s=5.0)
-        if self.ids.left < len(items):
-            raise BusyError("job numbers are being fetched", retry_after_s=0.05)
+        self.check_room(len(items), sum(len(item.payload) for item in items))
         outcomes: list[int | FullError] = []
         touched: dict[Lane, None] = {}
         for item in items:
@@ -102,6 +94,17 @@ class Engine(LeaseRules):
         self._match(touched, now)
         self._keep_budget()
         return outcomes
+
+    def check_room(self, count: int, size: int) -> None:
+        """Raise BusyError, FullError or DrainingError if so many jobs with so many bytes of payloads cannot be accepted now."""
+        if self.draining:
+            raise DrainingError("the broker is stopping", retry_after_s=1.0)
+        if self.waiting + count > self.caps.waiting_jobs:
+            raise FullError(f"{self.waiting} jobs wait, the cap is {self.caps.waiting_jobs}", retry_after_s=5.0)
+        if self.waiting_bytes + size > self.caps.waiting_bytes:
+            raise FullError(f"waiting payloads are at their cap of {self.caps.waiting_bytes} bytes", retry_after_s=5.0)
+        if self.ids.left < count:
+            raise BusyError("job numbers are being fetched", retry_after_s=0.05)
 
     def _accept(self, item: NewJob, lane: Lane, now: float) -> int:
         job = Job(self.ids.take(), item.queue, item.task, item.priority, item.payload, item.raw, now)
@@ -271,7 +274,7 @@ class Engine(LeaseRules):
     def _serve(self, group: Group, session: Session, now: float) -> bool:
         """Give a parked session what there is. Returns True if a better job must come from the store first."""
         parked = session.parked
-        wanted = min(parked.n, self._room(session))
+        wanted = min(parked.n, self._room(session), self.caps.reserve_jobs)
         taken: list[Job] = []
         size = 0
         is_blocked = False

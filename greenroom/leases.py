@@ -48,6 +48,7 @@ class Caps(NamedTuple):
     parked: int = 20_000  # open reserves
     leases_per_session: int = 1000
     reserve_bytes: int = 2**20  # payloads in one delivery
+    reserve_jobs: int = 500  # jobs in one delivery: 2 ms to grant
 
 
 class Timing(NamedTuple):

@@ -49,6 +49,14 @@ def _is_number(value: object) -> bool:
     return type(value) is int and 0 < value < NUMBER_LIMIT
 
 
+def _is_size(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, bytes)
+
+
 def _is_map(value: object) -> bool:
     return isinstance(value, dict)
 
@@ -115,6 +123,8 @@ REPLIES: dict[str, dict[str, Check]] = {
     "backup": {"ready": _left_out_or(_is_bool), "made": _left_out_or(is_number), "total": _left_out_or(is_number),
                "sha256": _left_out_or(_is_bytes), "data": _left_out_or(_is_bytes)},  # `end` is answered with none of them
     "stats": {},
+    "backup": {"ready": _left_out_or(lambda value: type(value) is bool), "made": _left_out_or(_is_size),
+               "total": _left_out_or(_is_size), "sha256": _left_out_or(_is_bytes), "data": _left_out_or(_is_bytes)},
     "ping": {},
     "bye": {},
 }

@@ -38,10 +38,6 @@ class Connection(Conversation):
             self.end()
         self.stream.finish(FAREWELL_S)
 
-    def breathe(self) -> None:
-        """Let the hub look at its other sockets. Switches."""
-        gevent.sleep(0.0005)
-
 
 class Sessions(Conversations):
     """All connections, and the greenlet that sweeps away those that are too slow."""

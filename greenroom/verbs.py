@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from greenroom import figures, views
@@ -19,7 +19,7 @@ from greenroom.errors import (
     BusyError, DamagedError, DrainingError, FullError, GreenroomError, InternalError, KeyConflictError, StoreFullError,
     TooLargeError)
 from greenroom.job import FINISHED_STATES, STATE_BY_LABEL, Job, NewJob, State, parse_new_job
-from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_value, parse_settle
+from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_list, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
 from greenroom.sessions import Session
 from greenroom.waits import ANSWER_BYTES, Wait, fitting
@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 
 #: A wait is given so long to look its jobs up, also when it does not want to wait for them.
 LOOK_UP_S = 5.0
+#: Items of a list handled between two looks at the time; each takes 2 to 8 µs.
+STEP_ITEMS = 100
+#: Bytes packed and hashed between two looks: 0.5 ms.
+HASH_BYTES = 256 * 1024
 
 
 class Caller(Peer, Protocol):
@@ -65,50 +69,98 @@ def _submit(desk: Desk, caller: Caller, request: Request) -> None:
     items = request.fields["jobs"]
     submission_id = request.fields["submission"]
     if submission_id is None:
-        _store_jobs(desk, caller, request.id, items, None)
+        _check_store(desk)
+    outcomes: list[object] = []
+    accepted: list[NewJob] = []
+    for part in _parts(desk, items):
+        for item in part:
+            try:
+                accepted.append(parse_new_job(item, DEFAULT_LIMITS.payload))
+                outcomes.append(None)
+            except GreenroomError as exc:
+                outcomes.append(_refused_job(desk, exc))
+    if submission_id is None:
+        desk.run_unit(_storing(desk, caller, request.id, outcomes, accepted, None))
         return
-    body_hash = hashlib.blake2b(pack_value(items), digest_size=16).digest()
+    body_hash = _hash_of(desk, items)
+    is_late = False
+
+    def store() -> None:
+        steps = _storing(desk, caller, request.id, outcomes, accepted, (submission_id, body_hash))
+        try:
+            (desk.continue_unit if is_late else desk.run_unit)(steps)
+        finally:
+            desk.batches.end_submission(submission_id)
+
+    def tell(known: Submission) -> None:
+        if not known.outcome:
+            raise DamagedError("what the disk has under this submission id is damaged: its jobs were stored, but it is not known "
+                               "which", field="submission")
+        if known.body_hash != body_hash:
+            raise KeyConflictError("this submission id was used with other jobs", field="submission")
+        desk.engine.tally.repeated_submits += 1
+        desk.batches.hold(caller, request.id, {"jobs": json.loads(known.outcome), "repeated": True})
 
     def found(known: Submission | None) -> None:
-        def work() -> None:
-            if known is None:
-                _store_jobs(desk, caller, request.id, items, (submission_id, body_hash))
-            elif not known.outcome:
-                raise DamagedError("what the disk has under this submission id is damaged: its jobs were stored, but it is not known "
-                                   "which", field="submission")
-            elif known.body_hash != body_hash:
-                raise KeyConflictError("this submission id was used with other jobs", field="submission")
-            else:
-                desk.engine.tally.repeated_submits += 1
-                desk.batches.hold(caller, request.id, {"jobs": json.loads(known.outcome), "repeated": True})
-        _later(desk, caller, request.id, work)
+        if known is not None:
+            _later(desk, caller, request.id, lambda: tell(known))
+            return
+        desk.batches.begin_submission(submission_id)
+        if is_late and len(accepted) > STEP_ITEMS:
+            desk.spawn_unit(lambda: _later(desk, caller, request.id, store))  # we are inside the pump, which must not wait
+        else:
+            _later(desk, caller, request.id, store)
 
     desk.batches.find_submission(submission_id, found)
+    is_late = True  # from here on it is the pump that calls `found`
 
 
-def _store_jobs(desk: Desk, caller: Caller, request_id: int, items: list[object],
-                submission: tuple[bytes, bytes] | None) -> None:
+def _parts(desk: Desk, items: list) -> Iterator[list]:
+    """Cut a long list into parts that take a millisecond at most, and let the hub breathe between them."""
+    for first in range(0, len(items), STEP_ITEMS):
+        if first:
+            desk.breathe_if_due()
+        yield items[first:first + STEP_ITEMS]
+
+
+def _hash_of(desk: Desk, items: list[object]) -> bytes:
+    """Return the hash by which a submit is known again: of the list, packed."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pack_list(items, HASH_BYTES):
+        for begin in range(0, len(piece), HASH_BYTES):
+            desk.breathe_if_due()
+            digest.update(memoryview(piece)[begin:begin + HASH_BYTES])
+    return digest.digest()
+
+
+def _check_store(desk: Desk) -> None:
     desk.check_room()
     if desk.store_full:
         raise StoreFullError("the disk of the broker is nearly full", retry_after_s=10.0)
-    outcomes: list[object] = []
-    accepted: list[NewJob] = []
-    for item in items:
+
+
+def _storing(desk: Desk, caller: Caller, request_id: int, outcomes: list[object], accepted: list[NewJob],
+             submission: tuple[bytes, bytes] | None) -> Iterator[None]:
+    """Accept the jobs, part by part; for run_unit. Refuses the whole only before the first: later it may be the rest, item by item."""
+    _check_store(desk)
+    engine, now = desk.engine, desk.now()
+    engine.check_room(len(accepted), sum(len(item.payload) for item in accepted))
+    places = [place for place, outcome in enumerate(outcomes) if outcome is None]
+    for first in range(0, len(accepted), STEP_ITEMS):
+        if first:
+            yield
+        part = accepted[first:first + STEP_ITEMS]
         try:
-            accepted.append(parse_new_job(item, DEFAULT_LIMITS.payload))
-            outcomes.append(None)
-        except GreenroomError as exc:
-            outcomes.append(_refused_job(desk, exc))
-    now = desk.now()
-    stored = iter(desk.engine.submit(accepted, now))
-    for place, outcome in enumerate(outcomes):
-        if outcome is None:
-            result = next(stored)
+            results = engine.submit(part, now)
+        except GreenroomError as exc:  # meanwhile others took the room, or the broker drains
+            results = [exc] * len(part)
+        desk.batches.note_payloads(sum(len(item.payload) for item in part))
+        desk.after_call()
+        for place, result in zip(places[first:], results):
             outcomes[place] = result if type(result) is int else _refused_job(desk, result)
     if submission is not None:
         desk.batches.remember(Submission(*submission, json.dumps(outcomes), now))
-    desk.batches.note_payloads(sum(len(item.payload) for item in accepted))
-    desk.after_call()
+        desk.after_call()
     desk.batches.hold(caller, request_id, {"jobs": outcomes})
 
 
@@ -119,8 +171,10 @@ def _refused_job(desk: Desk, error: GreenroomError) -> dict[str, object]:
 
 def _cancel(desk: Desk, caller: Caller, request: Request) -> None:
     ids = request.fields["jobs"]
-    outcomes: dict[int, object] = {job_id: _try_cancel(desk, job_id, None) for job_id in dict.fromkeys(ids)}
-    desk.after_call()
+    outcomes: dict[int, object] = {}
+    for part in _parts(desk, list(dict.fromkeys(ids))):
+        outcomes.update((job_id, _try_cancel(desk, job_id, None)) for job_id in part)
+        desk.after_call()
 
     def took(jobs: dict[int, Job | Lost]) -> None:
         for job_id, job in jobs.items():
@@ -164,16 +218,20 @@ def _get(desk: Desk, caller: Caller, request: Request) -> None:
     ids, with_payload = request.fields["jobs"], request.fields["payload"]
     views_by_id: dict[int, dict] = {}
     missing: list[int] = []
-    for job_id in dict.fromkeys(ids):
-        job = desk.in_memory(job_id)
-        if job is None or (with_payload and job.payload is None):
-            missing.append(job_id)
-        else:
-            views_by_id[job_id] = views.view(job, with_payload=with_payload, with_result=True)
+    for part in _parts(desk, list(dict.fromkeys(ids))):
+        for job_id in part:
+            job = desk.in_memory(job_id)
+            if job is None or (with_payload and job.payload is None):
+                missing.append(job_id)
+            else:
+                views_by_id[job_id] = views.view(job, with_payload=with_payload, with_result=True)
+    desk.breathe_if_due()
 
     def took(jobs: dict[int, Job | Lost]) -> None:
         for job_id, job in jobs.items():
             views_by_id[job_id] = _view_or_error(job_id, desk.as_memory_knows(job), with_payload=with_payload)
+
+    is_late = False
 
     def done() -> None:
         shown = [views_by_id[job_id] for job_id in ids]
@@ -182,8 +240,14 @@ def _get(desk: Desk, caller: Caller, request: Request) -> None:
             if place >= fit or _is_cut(shown_view, with_payload=with_payload):
                 error = error_fields(TooLargeError("the answer is too large with this job: ask for it alone"))
                 shown[place] = {"id": ids[place], "error": error}
+        if not is_late:
+            desk.breathe_if_due()  # encoding takes as long again
         desk.batches.hold(caller, request.id, {"jobs": shown})
 
+    if not missing:
+        done()
+        return
+    is_late = True  # it is the pump that calls `done`, which must not wait
     _load(desk, caller, request.id, missing, took, done, None, Budget(ANSWER_BYTES, payload=with_payload))
 
 
@@ -208,8 +272,10 @@ def _wait(desk: Desk, caller: Caller, request: Request) -> None:
         raise FullError(f"{len(caller.open_waits)} waits are open, the cap", retry_after_s=1.0)
     ids = list(dict.fromkeys(request.fields["jobs"]))
     known = {job_id: desk.in_memory(job_id) for job_id in ids}
-    over = [views.view(job, with_result=True) for job in known.values() if job is not None and job.state in FINISHED_STATES]
+    finished = [job for job in known.values() if job is not None and job.state in FINISHED_STATES]
+    over = [views.view(job, with_result=True) for part in _parts(desk, finished) for job in part]
     if over:
+        desk.breathe_if_due()
         desk.batches.hold(caller, request.id, {"jobs": fitting(over)})
         return
     deadline = desk.now() + request.fields["wait"]
@@ -257,14 +323,16 @@ def _settle(desk: Desk, caller: Caller, request: Request) -> None:
     outcomes: list[object] = []
     items: list[SettleItem] = []
     places: list[int] = []
-    for place, item in enumerate(request.fields["leases"]):
-        try:
-            items.append(parse_settle(item, DEFAULT_LIMITS.result))
-            places.append(place)
-            outcomes.append(None)
-        except GreenroomError as exc:
-            outcomes.append(error_fields(exc))
-    _apply_settles(desk, items, places, outcomes, {})
+    for part in _parts(desk, request.fields["leases"]):
+        begin = len(items)
+        for item in part:
+            try:
+                items.append(parse_settle(item, DEFAULT_LIMITS.result))
+                places.append(len(outcomes))
+                outcomes.append(None)
+            except GreenroomError as exc:
+                outcomes.append(error_fields(exc))
+        _apply_settles(desk, items[begin:], places[begin:], outcomes, {})
     missing: dict[int, list[tuple[SettleItem, int]]] = {}
     for item, place in zip(items, places):
         if outcomes[place] is None:
@@ -314,26 +382,28 @@ def _jobs(desk: Desk, caller: Caller, request: Request) -> None:
     filters = {name: fields[name] for name in ("queue", "task", "worker") if fields[name] is not None}
     before, limit, state = fields["before"], fields["limit"], fields["state"]
     if state == State.RUNNING.label:
-        jobs, next_id = views.running_page(desk.engine, filters, before, limit, desk.breathe)
+        jobs, next_id = views.running_page(desk.engine, filters, before, limit, desk.breathe_if_due)
     else:
         desk.wait_for_commit(5.0)
         rows, next_id = desk.read_page(before=before, limit=limit, state=state, **filters)
         jobs = [desk.in_memory(job.id) or job for job in rows]
         if state is not None:
             jobs = [job for job in jobs if job.state is STATE_BY_LABEL[state]]
-    shown = [views.small_view(job, with_payload=fields["payload"]) for job in jobs]
+    shown = [views.small_view(job, with_payload=fields["payload"]) for part in _parts(desk, jobs) for job in part]
+    desk.breathe_if_due()
     fit = fitting(shown)  # errors may be long
     if len(fit) < len(shown):
         next_id = fit[-1]["id"]
+    desk.breathe_if_due()
     desk.batches.hold(caller, request.id, {"jobs": fit, "next": next_id})
 
 
 def _queues(desk: Desk, caller: Caller, request: Request) -> None:
-    desk.batches.hold(caller, request.id, views.queues(desk.engine, desk.breathe))
+    desk.batches.hold(caller, request.id, views.queues(desk.engine, desk.breathe_if_due))
 
 
 def _workers(desk: Desk, caller: Caller, request: Request) -> None:
-    desk.batches.hold(caller, request.id, views.workers(desk.engine, desk.breathe))
+    desk.batches.hold(caller, request.id, views.workers(desk.engine, desk.breathe_if_due))
 
 
 def _stats(desk: Desk, caller: Caller, request: Request) -> None:

@@ -6,6 +6,7 @@ handler checks, and of ids in one.
 
 from __future__ import annotations
 
+from collections import deque
 from heapq import heappop, heappush
 from typing import Any
 
@@ -14,6 +15,8 @@ from greenroom.views import view
 
 #: Bytes of payloads, results and errors in one answer; the protocol says so.
 ANSWER_BYTES = 2 * 2**20
+#: Waits of peers that are gone which are cleared away at once: 1 ms if each has 1,000 jobs.
+CLEARED_PER_TICK = 4
 
 
 class Wait:
@@ -37,10 +40,12 @@ class Waits:
         self._by_job: dict[int, dict[Wait, None]] = {}
         self._deadlines: list[tuple[float, int, Wait]] = []
         self._order = 0
+        self._forgotten: deque[Wait] = deque()  # of peers that are gone; their ids are taken out a few waits at a time
         self.open = 0
 
     def add(self, wait: Wait, deadline: float) -> None:
         """Open a wait for jobs that are not known to be finished."""
+        self._clear_some(2)  # so that they become fewer, however many come
         self.open += 1
         wait.peer.open_waits.add(wait)
         for job_id in wait.ids:
@@ -60,8 +65,9 @@ class Waits:
         ended: dict[Wait, None] = {}
         for job in jobs:
             for wait in self._by_job.get(job.id, ()):
-                wait.ready.append(job)
-                ended[wait] = None
+                if wait.is_open:
+                    wait.ready.append(job)
+                    ended[wait] = None
         return [self.close(wait, [view(job, with_result=True) for job in wait.ready]) for wait in ended]
 
     def close(self, wait: Wait, views: list[dict]) -> tuple[Any, int, dict]:
@@ -71,9 +77,15 @@ class Waits:
         return wait.peer, wait.request_id, {"jobs": fitting(views)}
 
     def _forget(self, wait: Wait) -> None:
+        self._end(wait)
+        self._take_out(wait)
+
+    def _end(self, wait: Wait) -> None:
         wait.is_open = False
         self.open -= 1
         wait.peer.open_waits.discard(wait)
+
+    def _take_out(self, wait: Wait) -> None:
         for job_id in wait.ids:
             others = self._by_job.get(job_id)
             if others is not None:
@@ -81,8 +93,14 @@ class Waits:
                 if not others:
                     del self._by_job[job_id]
 
+    def _clear_some(self, count: int) -> None:
+        while self._forgotten and count:
+            self._take_out(self._forgotten.popleft())
+            count -= 1
+
     def tick(self, now: float) -> list[tuple[Any, int, dict]]:
         """Return the empty answers of waits whose time ran out."""
+        self._clear_some(CLEARED_PER_TICK)
         answers = []
         while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].is_open):
             at, _, wait = heappop(self._deadlines)
@@ -91,22 +109,26 @@ class Waits:
         return answers
 
     def next_due(self) -> float | None:
-        """Return when `tick` has something to do, or None."""
+        """Return when `tick` has something to do, or None; 0.0: at once."""
+        if self._forgotten:
+            return 0.0
         return self._deadlines[0][0] if self._deadlines else None
 
     def drop_peer(self, peer: Any) -> None:
-        """Forget the waits of a connection that ended."""
+        """Forget the waits of a connection that ended. It may have 256 of 1,000 jobs each: they are ended now, and cleared away later."""
         for wait in list(peer.open_waits):
-            self._forget(wait)
+            self._end(wait)
+            self._forgotten.append(wait)
 
 
 def fitting(views: list[dict]) -> list[dict]:
     """Return the views that fit into one answer, at least one."""
     size = 0
     for count, shown in enumerate(views):
-        error = shown.get("error") or {}
         size += len(shown.get("result") or b"") + len(shown.get("payload") or b"") + 512
-        size += sum(len(text.encode()) for text in error.values() if isinstance(text, str))
+        error = shown.get("error")
+        if error is not None:
+            size += sum(len(text.encode()) for text in error.values() if isinstance(text, str))
         if size > ANSWER_BYTES and count:
             return views[:count]
     return views

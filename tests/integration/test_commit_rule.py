@@ -170,6 +170,7 @@ class Caller:
         self._sent[request_id] = {"verb": verb, **fields}
         dispatch = self.scene.dispatch
         try:
+            dispatch.begin_turn()  # as a connection does; else every look at the time would find it long over
             HANDLERS[verb](dispatch, self, parse_request({"id": request_id, "verb": verb, **fields}))
         except GreenroomError as exc:
             dispatch.batches.hold(self, request_id, exc)

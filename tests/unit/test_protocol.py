@@ -217,6 +217,14 @@ def test_a_value_comes_back_as_it_was(value: object) -> None:
     assert unpack_value(pack_value(value)) == value
 
 
+@pytest.mark.parametrize("items", [[], [1], [{"a": bytes(1000)}] * 20, list(range(1000)), [bytes(5000)] * 3])
+def test_a_list_packed_in_pieces_is_the_list_packed_at_once(items: list) -> None:
+    pieces = list(protocol.pack_list(items, 4096))
+
+    assert b"".join(pieces) == pack_value(items)
+    assert all(len(piece) <= 4096 + 5010 for piece in pieces)
+
+
 @pytest.mark.parametrize("value", [2**64, -2**63 - 1, {1, 2}, object(), "\ud800", [object()]])
 def test_what_msgpack_cannot_carry_is_refused_with_a_sentence(value: object) -> None:
     with pytest.raises(ValueError, match="msgpack value|64 bits"):

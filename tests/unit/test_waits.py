@@ -101,3 +101,30 @@ def test_an_answer_holds_as_many_views_as_fit_and_at_least_one() -> None:
     assert fitting([large, small]) == [large]
     assert fitting([small] * 10) == [small] * 3
     assert fitting([]) == []
+
+
+def test_the_waits_of_a_peer_that_is_gone_end_at_once_and_are_cleared_away_a_few_at_a_time() -> None:
+    waits, peer = Waits(), Waiter()
+    for number in range(40):
+        waits.add(Wait(peer, number, list(range(1000))), 50.0)
+
+    waits.drop_peer(peer)
+
+    assert waits.open == 0 and not peer.open_waits and waits.next_due() == 0.0
+    steps = 0
+    while waits.next_due() == 0.0:
+        assert waits.tick(1.0) == []
+        steps += 1
+    assert 2 < steps <= 40 and waits._by_job == {}
+
+
+def test_waits_that_come_clear_away_more_than_they_bring() -> None:
+    waits, gone = Waits(), Waiter()
+    for number in range(40):
+        waits.add(Wait(gone, number, [number]), 50.0)
+    waits.drop_peer(gone)
+
+    for number in range(20):
+        waits.add(Wait(Waiter(), number, [99]), 50.0)
+
+    assert set(waits._by_job) == {99}
