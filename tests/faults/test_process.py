@@ -12,12 +12,14 @@ import resource
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.processes import DEADLINE_S, ROOT, BrokerProcess, RawPeer, until
+from greenroom.client import Client
+from tests.processes import DEADLINE_S, ROOT, BrokerProcess, RawPeer, WorkerProcess, until
 
 BROKEN = ROOT / "tests/broken_broker.py"
 MIB = 2**20
@@ -140,3 +142,104 @@ def test_a_running_broker_without_file_descriptors_says_so_works_on_and_recovers
     assert "error" not in submit(broker.connect())
     assert 1 <= broker.output.count("cannot accept") <= 4 and "Traceback" not in broker.output
     assert broker.terminate() == 0
+
+
+# -- jobs that do harm ------------------------------------------------------------------------------------------------------
+
+
+HARMFUL_TASKS = '''
+import os
+from greenroom.tasks import task
+
+@task
+def deadly() -> None:
+    """End the whole worker process."""
+    os._exit(9)
+
+@task
+def huge(mib: int) -> str:
+    """Return more than a result may have."""
+    return "x" * (mib * 2**20)
+'''
+
+
+@pytest.fixture
+def harmful(tmp_path: Path) -> str:
+    """A task module for workers."""
+    (tmp_path / "harmful.py").write_text(HARMFUL_TASKS)
+    return str(tmp_path / "harmful.py")
+
+
+def test_a_job_that_kills_each_worker_is_failed_with_a_reason_while_others_flow(
+        broker: BrokerProcess, harmful: str, tmp_path: Path) -> None:
+    """The workers' supervisor starts each anew; a job has five lives."""
+    worker = WorkerProcess(broker, "victim", ["--concurrency", "1", "--tasks", harmful], tmp_path)
+    deaths = 0
+    try:
+        with Client(broker.url, ca=broker.ca) as client:
+            poison = client.submit("deadly", {}, priority=1)
+            others = client.submit_many([("to_uppercase", {"data": "a"})] * 20)
+            asks = broker.connect()
+            while asks.call("get", jobs=[poison.id])["jobs"][0]["state"] != "failed":
+                time.sleep(0.05)
+                if worker.process is None or worker.process.poll() is not None:
+                    deaths += worker.process is not None
+                    assert deaths <= 6
+                    worker.spawn()
+            results = [other.result(DEADLINE_S) for other in others]
+            (view,) = asks.call("get", jobs=[poison.id])["jobs"]
+    finally:
+        worker.end()
+
+    assert results == ["A"] * 20
+    assert (view["state"], view["error"]["name"], view["crashes"], view["attempt"]) == ("failed", "CrashLoop", 5, 5)
+
+
+@pytest.mark.parametrize("mib", [2, 64])
+def test_a_result_that_is_too_large_fails_its_job_and_no_other(broker: BrokerProcess, harmful: str, tmp_path: Path, mib: int) -> None:
+    worker = WorkerProcess(broker, "w", ["--concurrency", "2", "--tasks", harmful], tmp_path)
+    try:
+        worker.start()
+        with Client(broker.url, ca=broker.ca) as client:
+            huge = client.submit("huge", {"mib": mib})
+            assert client.submit("to_uppercase", {"data": "a"}).result(DEADLINE_S) == "A"
+            (view,) = broker.connect().call("wait", jobs=[huge.id], wait=20.0)["jobs"]
+            assert client.submit("to_uppercase", {"data": "b"}).result(DEADLINE_S) == "B"
+        assert worker.process.poll() is None
+    finally:
+        worker.end()
+
+    print(view["error"])
+    assert (view["state"], view["attempt"], view["crashes"]) == ("failed", 1, 0)
+    assert "bytes" in view["error"]["message"]
+
+
+# -- no memory --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_flood_of_payloads_stays_within_the_memory_that_there_is(make_broker: MakeBroker) -> None:
+    """Address space for what is bounded, not for the flood: each answer is OK or BUSY, and none is missing."""
+    broker = make_broker("--window-bytes", str(16 * MIB))
+    room = 300 * MIB
+    limit = _memory(broker, "VmSize") + room
+    resource.prlimit(broker.pid, resource.RLIMIT_AS, (limit, limit))
+    floods = [RawPeer(broker, role="client") for _ in range(5)]
+    outcomes: Counter[str] = Counter()
+
+    for number in range(330):
+        peer = floods[number % 5]
+        peer.send("submit", jobs=[{"task": "t", "encoding": "raw", "payload": os.urandom(1024) * 1024}])
+        if number >= 100:
+            reply = peer.reply((number - 100) // 5 + 2)
+            outcomes[reply["error"]["code"] if "error" in reply else "OK"] += 1
+
+    print(outcomes, f"peak {_memory(broker, 'VmPeak') // MIB} MiB of {limit // MIB}, resident {_memory(broker, 'VmHWM') // MIB}")
+    assert set(outcomes) <= {"OK", "BUSY"} and outcomes["OK"] > 0
+    assert broker.get("/healthz")[0] == 200 and "error" not in submit(broker.connect())
+    assert "MemoryError" not in broker.output and "Traceback" not in broker.output
+
+
+def _memory(broker: BrokerProcess, name: str) -> int:
+    """Return a figure of /proc/PID/status in bytes."""
+    line = next(line for line in Path(f"/proc/{broker.pid}/status").read_text().splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024
