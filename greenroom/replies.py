@@ -61,14 +61,6 @@ def _is_map(value: object) -> bool:
     return isinstance(value, dict)
 
 
-def _is_bool(value: object) -> bool:
-    return type(value) is bool
-
-
-def _is_bytes(value: object) -> bool:
-    return isinstance(value, bytes)
-
-
 def _is_outcome(value: object) -> bool:
     return isinstance(value, (str, dict))
 
@@ -120,8 +112,6 @@ REPLIES: dict[str, dict[str, Check]] = {
     "jobs": {"jobs": _each(_is_view), "next": _left_out_or(_is_number)},
     "queues": {"queues": _each(_is_map)},
     "workers": {"workers": _each(_is_map)},
-    "backup": {"ready": _left_out_or(_is_bool), "made": _left_out_or(is_number), "total": _left_out_or(is_number),
-               "sha256": _left_out_or(_is_bytes), "data": _left_out_or(_is_bytes)},  # `end` is answered with none of them
     "stats": {},
     "backup": {"ready": _left_out_or(lambda value: type(value) is bool), "made": _left_out_or(_is_size),
                "total": _left_out_or(_is_size), "sha256": _left_out_or(_is_bytes), "data": _left_out_or(_is_bytes)},

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from greenroom.batches import Batches
+from greenroom.batches import Batches, Peer
 from greenroom.effects import Delivery
 from greenroom.engine import Engine
 from greenroom.job import Job, rank_of
