@@ -78,7 +78,7 @@ def _submit(desk: Desk, caller: Caller, request: Request) -> None:
                 accepted.append(parse_new_job(item, DEFAULT_LIMITS.payload))
                 outcomes.append(None)
             except GreenroomError as exc:
-                outcomes.append(_refused_job(desk, exc))
+                outcomes.append(error_fields(exc))
     if submission_id is None:
         desk.run_unit(_storing(desk, caller, request.id, outcomes, accepted, None))
         return
@@ -146,6 +146,9 @@ def _storing(desk: Desk, caller: Caller, request_id: int, outcomes: list[object]
     engine, now = desk.engine, desk.now()
     engine.check_room(len(accepted), sum(len(item.payload) for item in accepted))
     places = [place for place, outcome in enumerate(outcomes) if outcome is None]
+    for outcome in outcomes:
+        if outcome is not None:
+            engine.tally.refuse_job(outcome["code"])  # not before: a repeated submit is not refused again
     for first in range(0, len(accepted), STEP_ITEMS):
         if first:
             yield
