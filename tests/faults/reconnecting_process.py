@@ -38,7 +38,7 @@ HEARTBEAT_S = 5.0
 #: Attempts under way at once. All these workers share one processor: with more of them its own slowness would end each in time.
 UNDER_WAY = 400
 TASK = "storm.hold"
-COMMAND_WITHIN_S = 180.0
+COMMAND_WITHIN_S = 300.0
 
 
 class Member(Peer):
