@@ -13,7 +13,7 @@ import tempfile
 import time
 
 #: The second half; the first is everything else, so that a new folder is never left out.
-SECOND = ("tests/integration/test_[e-z]*.py", "tests/faults/test_*.py")
+SECOND = ("tests/integration/test_[e-z]*.py", "tests/faults/test_*.py", "tests/stores/test_*.py")
 LINE_EVERY_S = 30.0
 
 
