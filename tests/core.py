@@ -22,6 +22,7 @@ from greenroom.stores import Retention
 from greenroom.stores.memory import MemoryStore
 from greenroom.waits import Wait, Waits
 
+FINISHED_LABELS = frozenset(state.label for state in FINISHED_STATES)
 NAMELESS = {"name": "Oops", "message": "it broke", "traceback": ""}
 
 
@@ -35,6 +36,7 @@ class CrashStore(MemoryStore):
     """A memory store that forgets what was not committed when it crashes, and that nobody may touch during a COMMIT."""
 
     _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_next")
+    _WITH_LISTS = ("_queued", "_counts")
 
     def __init__(self, retention: Retention = Retention()) -> None:
         super().__init__(retention)
@@ -42,13 +44,53 @@ class CrashStore(MemoryStore):
         self.touches = Counter()  # method -> calls
         self._saved: dict[str, object] | None = None
 
-    def __getattribute__(self, name: str) -> object:
-        if name in ("apply", "block", "prune", "take", "take_scheduled", "load", "payloads", "submission"):
-            assert not self.is_committing, f"{name} while a COMMIT runs"
-            self.touches[name] += 1
-            if name in ("apply", "block", "prune") and self._saved is None:
-                self._saved = {kept: _copied(getattr(self, kept)) for kept in self._KEPT}
-        return super().__getattribute__(name)
+    def _touch(self, name: str, *, writes: bool = False) -> None:
+        assert not self.is_committing, f"{name} while a COMMIT runs"
+        self.touches[name] += 1
+        if writes and self._saved is None:
+            self._saved = {kept: getattr(self, kept).copy() for kept in self._KEPT}
+            for kept in self._WITH_LISTS:
+                self._saved[kept] = {key: items[:] for key, items in getattr(self, kept).items()}
+
+    def apply(self, jobs: list[Job], submissions: list[Submission]) -> None:
+        """See Store."""
+        self._touch("apply", writes=True)
+        super().apply(jobs, submissions)
+
+    def block(self, name: str, count: int) -> int:
+        """See Store."""
+        self._touch("block", writes=True)
+        return super().block(name, count)
+
+    def prune(self, now: float, limit: int) -> int:
+        """See Store."""
+        self._touch("prune", writes=True)
+        return super().prune(now, limit)
+
+    def take(self, queue: str, task: str, after_rank: int, limit: int) -> list[Job]:
+        """See Store."""
+        self._touch("take")
+        return super().take(queue, task, after_rank, limit)
+
+    def take_scheduled(self, after: tuple[float, int], limit: int) -> list[Job]:
+        """See Store."""
+        self._touch("take_scheduled")
+        return super().take_scheduled(after, limit)
+
+    def load(self, ids: list[int], *, small: bool = False) -> dict[int, Job | Lost]:
+        """See Store."""
+        self._touch("load")
+        return super().load(ids, small=small)
+
+    def payloads(self, ids: list[int]) -> dict[int, bytes]:
+        """See Store."""
+        self._touch("payloads")
+        return super().payloads(ids)
+
+    def submission(self, submission_id: bytes) -> Submission | None:
+        """See Store."""
+        self._touch("submission")
+        return super().submission(submission_id)
 
     def commit(self) -> None:
         """Make what was applied survive `crash`."""
@@ -68,20 +110,15 @@ class CrashStore(MemoryStore):
         return self._seen.get(job_id)
 
 
-def _copied(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: item[:] if isinstance(item, list) else item for key, item in value.items()}
-    return value[:]
-
-
 class CheckedEngine(Engine):
     """The engine, with each grant and each empty answer compared with all jobs there are."""
 
-    core: Core
+    core: Watched
 
     def _grant(self, job: Job, session: Session, now: float) -> None:
-        best = self._best_for(session)
-        assert best is not None and job.rank <= best.rank, f"{job} of rank {job.rank} was granted before {best}"
+        if self.core.looks_closely():
+            best = self._best_for(session)
+            assert best is not None and job.rank <= best.rank, f"{job} of rank {job.rank} was granted before {best}"
         assert job.payload is not None and len(job.payload) == job.payload_bytes
         super()._grant(job, session, now)
         before = self.core.fences.get(job.id, 0)
@@ -281,16 +318,97 @@ class Peer:
         return outcome.code if isinstance(outcome, GreenroomError) else outcome
 
 
-class Core:
+class Watched:
+    """A broker whose inside tests may look at: its engine, batches, memory store and time.
+
+    Attributes:
+        fences: job -> fence of its latest lease, over all restarts. finished_under: job -> fence of the settle that finished it.
+        reserving: the request id of the reserve that is being handled.
+    """
+
+    engine: CheckedEngine
+    batches: Batches
+    store: CrashStore
+    now: float
+
+    def __init__(self) -> None:
+        self.fences: dict[int, int] = {}
+        self.finished_under: dict[int, int] = {}
+        self.reserving: int | None = None
+
+    def looks_closely(self) -> bool:
+        """Tell whether this grant shall be compared with all jobs there are; with thousands that takes a while."""
+        return True
+
+    def newest(self) -> dict[int, Job]:
+        """Return every job as it is now: rows, then what is to be written, then what is in memory."""
+        jobs: dict[int, Job] = dict(self.store._jobs)
+        for dirty in self._newer():
+            jobs.update(dirty)
+        return jobs
+
+    def _newer(self) -> list[dict[int, Job]]:
+        batches = self.batches
+        closed = batches._closed.dirty if batches._closed is not None else {}
+        return [closed, batches._gathering.dirty, self.engine.effects.dirty, self.engine.jobs]
+
+    def unfinished(self) -> dict[int, Job]:
+        """Return the jobs that are not finished."""
+        jobs: dict[int, Job] = {}
+        for job_id, job in self.newest().items():
+            if job.state not in FINISHED_STATES:
+                jobs[job_id] = job
+                if self.store._jobs.get(job_id) is job:  # rows have none: only for the comparisons here
+                    job.lane = self.engine.lanes.get((job.queue, job.task))
+        return jobs
+
+    def may_be_empty(self, session: Session) -> bool:
+        """Tell whether a reserve may be answered empty whatever there is: taken back, replaced, by the silent, or in a drain."""
+        is_silent = session.leases and session.last_seen + self.engine.timing.lease_s <= self.now
+        return self.engine.draining or is_silent or (self.reserving is not None and session.parked.request_id != self.reserving)
+
+    def check_kept(self, sent: Sent, answer: dict) -> None:
+        """Assert the commit rule: what is told would survive a crash."""
+        kept = self.store.committed
+        if sent.verb == "submit":
+            assert all(kept(job) is not None or self._was_pruned(job) for job in answer["jobs"] if isinstance(job, int))
+        elif sent.verb == "reserve":
+            for job_id, *_ in answer["jobs"]:
+                # It may have finished since: its session ended while the delivery waited for the COMMIT.
+                assert kept(job_id) is not None or self._was_pruned(job_id), f"job {job_id} left before its row"
+        elif sent.verb == "settle":
+            for item, outcome in zip(sent.body, answer["outcomes"]):
+                row = kept(item.job)
+                if outcome == "OK" and item.outcome in ("ack", "fail"):
+                    assert item.job not in self.finished_under, f"job {item.job} was finished twice"
+                    self.finished_under[item.job] = item.fence
+                    is_kept = (row is not None and row.state in FINISHED_STATES) or self._was_pruned(item.job)
+                    assert is_kept, f"{item} was answered before its row"
+                elif outcome == "OK":
+                    is_kept = (row is not None and row.fence >= item.fence) or self._was_pruned(item.job)
+                    assert is_kept, f"{item} was answered before its row"
+        elif sent.verb in ("wait", "get"):
+            ids = [shown["id"] for shown in answer["jobs"] if shown.get("state") in FINISHED_LABELS]
+            assert all(self._was_pruned(job) or kept(job).state in FINISHED_STATES for job in ids), "a finish left before its row"
+        elif sent.verb == "cancel":
+            for job_id, outcome in zip(sent.body if isinstance(sent.body, list) else [sent.body], answer["outcomes"]):
+                if outcome in ("cancelled", "requested"):
+                    row = kept(job_id)
+                    is_kept = self._was_pruned(job_id) or row.state in FINISHED_STATES or row.cancel_requested
+                    assert is_kept, f"the cancel of {job_id} left before its row"
+
+    def _was_pruned(self, job_id: int) -> bool:
+        return job_id not in self.store._jobs and not any(job_id in newer for newer in self._newer())
+
+
+class Core(Watched):
     """One broker without its edges. `crash_and_restart` keeps store and clock and begins anew."""
 
     def __init__(self, *, max_jobs: int = 100_000, max_bytes: int = 128 * 2**20, caps: Caps = Caps(), timing: Timing = Timing(),
                  retention: Retention = Retention()) -> None:
+        super().__init__()
         self.clock = FakeClock()
         self.store = CrashStore(retention)
-        self.fences: dict[int, int] = {}  # job -> fence of its latest lease, over all restarts
-        self.finished_under: dict[int, int] = {}  # job -> fence of the settle that finished it
-        self.reserving: int | None = None
         self._limits = (max_jobs, max_bytes)
         self._caps = caps
         self._timing = timing
@@ -392,56 +510,6 @@ class Core:
         self.store.crash()
         self._start()
 
-    # -- the truth ----------------------------------------------------------------------------------------------------------
-
-    def newest(self) -> dict[int, Job]:
-        """Return every job as it is now: rows, then what is to be written, then what is in memory."""
-        jobs: dict[int, Job] = dict(self.store._jobs)
-        for row in jobs.values():
-            row.lane = self.engine.lanes.get((row.queue, row.task))  # rows have none: only for the comparisons here
-        closed, gathering = self.batches._closed, self.batches._gathering
-        for dirty in (closed.dirty if closed is not None else {}, gathering.dirty, self.engine.effects.dirty, self.engine.jobs):
-            jobs.update(dirty)
-        return jobs
-
-    def unfinished(self) -> dict[int, Job]:
-        """Return the jobs that are not finished."""
-        return {job_id: job for job_id, job in self.newest().items() if job.state not in FINISHED_STATES}
-
-    def may_be_empty(self, session: Session) -> bool:
-        """Tell whether a reserve may be answered empty whatever there is: taken back, replaced, its worker is silent, or a drain."""
-        is_silent = session.leases and session.last_seen + self.engine.timing.lease_s <= self.now
-        return self.engine.draining or is_silent or (self.reserving is not None and session.parked.request_id != self.reserving)
-
-    def check_kept(self, sent: Sent, answer: dict) -> None:
-        """Assert the commit rule: what is told would survive a crash."""
-        kept = self.store.committed
-        if sent.verb == "submit":
-            assert all(kept(job) is not None or self._was_pruned(job) for job in answer["jobs"] if isinstance(job, int))
-        elif sent.verb == "reserve":
-            for job_id, *_ in answer["jobs"]:
-                # It may have finished since: its session ended while the delivery waited for the COMMIT.
-                assert kept(job_id) is not None or self._was_pruned(job_id), f"job {job_id} left before its row"
-        elif sent.verb == "settle":
-            for item, outcome in zip(sent.body, answer["outcomes"]):
-                row = kept(item.job)
-                if outcome == "OK" and item.outcome in ("ack", "fail"):
-                    assert item.job not in self.finished_under, f"job {item.job} was finished twice"
-                    self.finished_under[item.job] = item.fence
-                    assert self._was_pruned(item.job) or row.state in FINISHED_STATES, f"{item} was answered before its row"
-                elif outcome == "OK":
-                    assert self._was_pruned(item.job) or row.fence >= item.fence, f"{item} was answered before its row"
-        elif sent.verb == "wait":
-            ids = [shown["id"] for shown in answer["jobs"]]
-            assert all(self._was_pruned(job) or kept(job).state in FINISHED_STATES for job in ids)
-        elif sent.verb == "cancel" and answer["outcomes"][0] in ("cancelled", "requested"):
-            row = kept(sent.body)
-            is_kept = self._was_pruned(sent.body) or row.state in FINISHED_STATES or row.cancel_requested
-            assert is_kept, f"the cancel of {sent.body} left before its row"
-
-    def _was_pruned(self, job_id: int) -> bool:
-        return job_id not in self.newest()
-
 
 def submitted(core: Core, *jobs: object) -> list[int]:
     """Submit jobs and return their ids once they are on disk."""
@@ -472,7 +540,7 @@ def state(core: Core, job_id: int) -> State:
 # -- invariants ------------------------------------------------------------------------------------------------------------
 
 
-def check(core: Core) -> None:
+def check(core: Watched) -> None:
     """Recount everything and compare; raises AssertionError."""
     engine = core.engine
     jobs = core.unfinished()
@@ -486,7 +554,7 @@ def check(core: Core) -> None:
     _check_groups(core)
 
 
-def _check_lane(core: Core, lane: Lane, jobs: list[Job]) -> None:
+def _check_lane(core: Watched, lane: Lane, jobs: list[Job]) -> None:
     for state in (State.SCHEDULED, State.QUEUED, State.RUNNING):
         assert lane.counts[state] == sum(job.state is state for job in jobs), f"{lane.queue}/{lane.task} miscounts {state.label}"
     queued = sorted((job for job in jobs if job.state is State.QUEUED), key=lambda job: job.rank)
@@ -501,7 +569,7 @@ def _check_lane(core: Core, lane: Lane, jobs: list[Job]) -> None:
     assert lane.waiting_bytes == sum(job.payload_bytes for job in jobs if job.state is not State.RUNNING)
 
 
-def _check_sums(core: Core, jobs: dict[int, Job]) -> None:
+def _check_sums(core: Watched, jobs: dict[int, Job]) -> None:
     engine = core.engine
     waiting = [job for job in jobs.values() if job.state is not State.RUNNING]
     assert engine.waiting == len(waiting)
@@ -515,7 +583,7 @@ def _check_sums(core: Core, jobs: dict[int, Job]) -> None:
     assert engine.leases == sum(job.state is State.RUNNING for job in jobs.values())
 
 
-def _check_scheduled(core: Core, scheduled: list[Job]) -> None:
+def _check_scheduled(core: Watched, scheduled: list[Job]) -> None:
     window = core.engine.scheduled
     held = [job for job in scheduled if job.id in core.engine.jobs]
     assert (window.total, window.in_memory) == (len(scheduled), len(held))
@@ -526,13 +594,13 @@ def _check_scheduled(core: Core, scheduled: list[Job]) -> None:
         assert all((job.run_at, job.id) <= window.edge for job in held)
 
 
-def lease_end(core: Core, lease: Lease) -> float:
+def lease_end(core: Watched, lease: Lease) -> float:
     """Return when a lease of a connected worker ends: the silence of the worker counts from when it got the job."""
     delivered_at = core.now if lease.delivered_at is None else lease.delivered_at
     return lease.deadline or max(lease.session.last_seen, delivered_at) + core.engine.timing.lease_s
 
 
-def _check_sessions(core: Core, jobs: dict[int, Job]) -> None:
+def _check_sessions(core: Watched, jobs: dict[int, Job]) -> None:
     engine = core.engine
     leases = 0
     for session in engine.sessions.values():
@@ -558,7 +626,7 @@ def _check_sessions(core: Core, jobs: dict[int, Job]) -> None:
         assert (job.lease is not None) == (job.state is State.RUNNING)
 
 
-def _check_groups(core: Core) -> None:
+def _check_groups(core: Watched) -> None:
     engine = core.engine
     for group in engine.groups:
         assert group.sessions == sum(session.group is group for session in engine.sessions.values())
@@ -576,7 +644,7 @@ def _check_groups(core: Core) -> None:
                 assert any(lane.is_filling for lane in group.lanes) or not engine.fences.left, "a reserve waits, there are jobs"
 
 
-def check_at_rest(core: Core) -> None:
+def check_at_rest(core: Watched) -> None:
     """With everything committed: the store's counters are the engine's."""
     engine = core.engine
     for counts in core.store._lane_counts():
