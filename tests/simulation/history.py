@@ -1,0 +1,358 @@
+"""What happened in a run, and the promises that it must keep: durability, one holder, fences, order of states, no invention.
+
+Written against docs/protocol_v1.md, not against the engine's code. Some of it is told by the engine's hooks, some by what leaves
+the broker, some by what clients receive. The numbers I1 … I18 are the invariants of docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.core import FINISHED_LABELS, lease_end
+from tests.simulation.world import Violation, World
+from greenroom.errors import GreenroomError
+from greenroom.job import FINISHED_STATES, Job, State
+from greenroom.leases import Timing
+from greenroom.records import Restored
+from greenroom.sessions import Lease, Session
+
+if TYPE_CHECKING:
+    from tests.simulation.house import House, SimConversation
+
+#: Reasons for a requeue that count as a crash of the worker.
+CRASHES = ("lost", "expired", "crash")
+#: Virtual times are floats.
+EPSILON = 1e-6
+
+
+class Spec(NamedTuple):
+    """A job as its producer asked for it."""
+
+    task: str
+    queue: str
+    priority: int
+    run_at: float | None  # the producer's words, in the clock that the broker had then
+    delay: float | None
+
+
+class Ended(NamedTuple):
+    """A finished job as somebody was told."""
+
+    state: str
+    result: bytes | None
+    finished_at: float
+
+
+class History:
+    """See the module."""
+
+    def __init__(self, world: World, house: House, timing: Timing) -> None:
+        self.world = world
+        self.house = house
+        self.timing = timing
+        self.attempted: dict[bytes, Spec] = {}  # payload, which is unique -> what was asked for
+        self.told: dict[int, bytes] = {}  # job -> payload: a client was told that it is accepted
+        self.payloads: dict[int, bytes] = {}  # job -> payload, of all that the broker took in
+        self.cancelled: set[int] = set()  # somebody was told that these are cancelled, or will be
+        self.ended: dict[int, Ended] = {}  # somebody was told how these ended
+        self.settles: Counter[tuple[int, int, str]] = Counter()  # (job, fence, outcome) -> how often it was sent
+        self.kept: list[tuple[int, int]] = []  # leases that a broker held when it stopped in order
+        self.latest_now = 0.0  # the highest that the broker's clock ever was
+        self.delivered: set[tuple[int, int]] = set()  # (job, fence) that left in a delivery
+        self._fences: dict[int, int] = {}  # job -> highest fence that left
+        self._attempts: dict[int, int] = {}  # job -> attempt, in this life of the broker
+        self._attempts_before: dict[int, int] = {}  # … and the highest of earlier lives
+        self._granted_at: dict[tuple[int, int], float] = {}
+        self._extended: dict[tuple[int, int], float] = {}
+        self._requeued: dict[tuple[int, int], str] = {}  # (job, fence) -> why its lease ended
+        self._forgiven: list[tuple[float, float]] = []  # (when, how much)
+        self._returns: dict[bytes, str] = {}  # instance -> how it comes back, while its hello is handled
+        self._fell_due: set[int] = set()
+        self._started_at = 0.0
+        self._message: dict = {}
+
+    # -- what the broker does -----------------------------------------------------------------------------------------------
+
+    def accepted(self, job: Job) -> None:
+        """A job was taken in: as it was asked for (I2)."""
+        spec = self._is_as_asked(job.payload, job.task, job.queue, job.priority)
+        due = spec.run_at if spec.delay is None else self.house.now + spec.delay
+        if job.run_at != due:
+            raise Violation(f"I15: {job} is for {job.run_at}, was for {due}")
+        self.payloads[job.id] = job.payload
+        if job.state is State.QUEUED:
+            self.falls_due(job)
+
+    def falls_due(self, job: Job) -> None:
+        """A job is queued for the first time: not before its time (I15). A clock that is set back later changes nothing."""
+        if job.run_at is not None and job.run_at > self.house.now + EPSILON:
+            raise Violation(f"I15: {job} is queued {job.run_at - self.house.now} s early")
+        self._fell_due.add(job.id)
+
+    def _is_as_asked(self, payload: bytes | None, task: str, queue: str, priority: int) -> Spec:
+        spec = self.attempted.get(payload)
+        if spec is None:
+            raise Violation(f"I2: nobody submitted {payload!r}")
+        if (spec.task, spec.queue, spec.priority) != (task, queue, priority):
+            raise Violation(f"I2: {payload!r} is {task} {queue} {priority}, was {spec}")
+        return spec
+
+    def granted(self, job: Job, session: Session, now: float) -> None:
+        """A lease was given: nobody has heard that this job is over (I6, I16), it is due (I15), its attempt is the next (I11)."""
+        self.world.note("grant", job, f"fence {job.fence}", session.name)
+        if job.id in self.cancelled:
+            raise Violation(f"I16: {job} was granted after its cancel was confirmed")
+        if job.id in self.ended:
+            raise Violation(f"I6: {job} was granted after it ended")
+        if job.id not in self._fell_due:
+            raise Violation(f"I15: {job} was granted, and never fell due")
+        if job.rank != job.priority * 2**53 + job.place:
+            raise Violation(f"I13: {job} of priority {job.priority} and place {job.place} has rank {job.rank}")
+        known = self._attempts.get(job.id)
+        highest = self._attempts_before.get(job.id, 0)
+        if job.attempt != known + 1 if known is not None else not 1 <= job.attempt <= highest + 1:
+            raise Violation(f"I11: {job} is at attempt {job.attempt} after {known} (before the restart {highest})")
+        self._attempts[job.id] = job.attempt
+        self._granted_at[job.id, job.fence] = now
+
+    def requeued(self, job: Job, lease: Lease, now: float, reason: str) -> None:
+        """A lease is about to end: not before its time (I9)."""
+        self.world.note("requeue", job, f"fence {lease.fence}", reason)
+        self.world.counts["requeue: " + reason] += 1
+        timing = self.timing
+        conn: SimConversation | None = lease.session.conn
+        if reason == "expired":
+            since = self._extended.get((job.id, lease.fence)) if lease.deadline is not None else None
+            if since is not None:
+                due = self._forgiven_since(since[0], since[1])
+            else:
+                heard = max(conn.heard_at, self._granted_at.get((job.id, lease.fence), 0.0))
+                due = self._forgiven_since(heard, heard + timing.lease_s)
+        elif reason == "lost" and conn is None:
+            due = self._forgiven_since(self._started_at, self._started_at + timing.restart_grace_s)
+        elif reason == "lost":
+            if conn.ended_at is None:
+                raise Violation(f"I9: {job} was lost, but its connection lives")
+            due = self._forgiven_since(conn.ended_at, conn.ended_at + timing.reconnect_grace_s)
+        else:
+            self._is_asked_for(job, lease, reason)
+            due = now
+        if now < due - EPSILON:
+            raise Violation(f"I9: {job} went back ({reason}) {due - now} s early")
+        self._requeued[job.id, lease.fence] = reason
+
+    def _forgiven_since(self, since: float, due: float) -> float:
+        return due + sum(late_s for at, late_s in self._forgiven if at - late_s >= since - EPSILON)
+
+    def _is_asked_for(self, job: Job, lease: Lease, reason: str) -> None:
+        conn: SimConversation | None = lease.session.conn
+        verb = self._message.get("verb")
+        is_fine = {
+            "nack": lambda: self.settles[job.id, lease.fence, "nack"] > 0,
+            "unbegun": lambda: self.settles[job.id, lease.fence, "nack"] > 0,
+            "crash": lambda: self.settles[job.id, lease.fence, "crash"] > 0,
+            "never arrived": lambda: conn.beats >= 2 and [job.id, lease.fence] not in self._message["leases"],
+            "not presented": lambda: verb == "hello" and [job.id, lease.fence] not in self._message.get("leases", []),
+            "bye": lambda: conn._said_bye,
+        }.get(reason)
+        if is_fine is not None and not is_fine():
+            raise Violation(f"I9: {job} went back ({reason}), and nobody asked for that")
+
+    def was_requeued(self, job: Job, crashes: int, place: int, reason: str) -> None:
+        """A lease has ended: crashes count once (I11), the place stays (I13), a cancelled job does not come back (I16)."""
+        if job.crashes != crashes + (reason in CRASHES):
+            raise Violation(f"I11: {job} has {job.crashes} crashes after {crashes} and {reason}")
+        if job.place != place:
+            raise Violation(f"I13: {job} lost its place")
+        if job.cancel_requested and job.state is not State.CANCELLED:
+            raise Violation(f"I16: {job} came back although it is cancelled")
+        if job.lease is not None:
+            raise Violation(f"I4: {job} went back and still has a lease")
+
+    def finished(self, job: Job) -> None:
+        """A job reached a final state: it has no lease any more (I4)."""
+        self.world.note("finish", job, f"fence {job.fence}")
+        if job.lease is not None:
+            raise Violation(f"I4: {job} is over and still has a lease")
+        if job.state is State.COMPLETED and not self.settles[job.id, job.fence, "ack"]:
+            raise Violation(f"I2: {job} is completed, nobody acked it under fence {job.fence}")
+        self.world.counts["too many crashes"] += job.state is State.FAILED and (job.error or {}).get("name") == "CrashLoop"
+
+    def forgave(self, late_s: float) -> None:
+        """The broker stood still so long, and gives workers as much."""
+        self._forgiven.append((self.house.now, late_s))
+
+    def ticked(self) -> None:
+        """After a tick nobody is late (I10)."""
+        now = self.house.now
+        self.latest_now = max(self.latest_now, now)
+        for session in self.house.engine.sessions.values():
+            if session.grace_until is not None and session.grace_until <= now and not session.leases:
+                raise Violation(f"I10: {session.name} is gone and not given up")
+            for lease in session.leases.values():
+                if session.grace_until is None and lease_end(self.house, lease) <= now - 1.0:
+                    raise Violation(f"I10: the lease of {lease.job} ended {now - lease_end(self.house, lease)} s ago")
+
+    def committed(self, rows: int) -> None:
+        """A COMMIT of so many rows returned."""
+        counts = self.world.counts
+        counts["a COMMIT of one row"] += rows == 1
+        counts["a COMMIT of hundreds"] += rows >= 100
+        counts["a COMMIT of thousands"] += rows >= 1000
+
+    def crashed(self) -> None:
+        """The process ended: what is only in memory is forgotten."""
+        for job_id, attempt in self._attempts.items():
+            self._attempts_before[job_id] = max(attempt, self._attempts_before.get(job_id, 0))
+        self._attempts.clear()
+        self._granted_at.clear()
+        self._extended.clear()
+        self.house.fences = dict(self._fences)  # a number that nobody saw may be given again
+        self._forgiven.clear()
+        rows = self.house.store._jobs
+        self.payloads = {job_id: payload for job_id, payload in self.payloads.items() if job_id in rows}
+
+    def restarted(self, restored: Restored) -> None:
+        """The broker is back: what was told is on its disk (I1, I6, I16)."""
+        self._started_at = self.house.now
+        self.latest_now = max(self.latest_now, self._started_at)
+        self.world.counts["leases at a restart"] += bool(restored.leases)
+        there = {(lease.job.id, lease.fence) for lease in restored.leases}
+        if not there.issuperset(self.kept):
+            raise Violation(f"I10: the broker stopped in order with the leases {self.kept}, and starts with {there}")
+        self.kept = []
+        for job in restored.cancelled:
+            self.world.counts["cancelled by a restart"] += 1
+            self.world.note("restart cancels", job)
+        self._check_rows(self.house.store._jobs)
+
+    def check_kept(self) -> None:
+        """What was told is so still (I1, I6)."""
+        self._check_rows(self.house.newest())
+
+    def _check_rows(self, rows: dict[int, Job]) -> None:
+        for job_id, payload in self.told.items():
+            row = rows.get(job_id)
+            if row is None:
+                raise Violation(f"I1: job {job_id} was accepted and is gone")
+            if row.payload is not None and row.payload != payload:
+                raise Violation(f"I2: job {job_id} has payload {row.payload!r}, was {payload!r}")
+        for job_id, ended in self.ended.items():
+            row = rows[job_id]
+            if (row.state.label, row.finished_at) != (ended.state, ended.finished_at):
+                raise Violation(f"I6: {row} was told to be {ended}")
+        for job_id in self.cancelled:
+            row = rows[job_id]
+            if row.state not in FINISHED_STATES and not row.cancel_requested:
+                raise Violation(f"I16: the cancel of {row} is forgotten")
+
+    # -- what it hears and says ---------------------------------------------------------------------------------------------
+
+    def handling(self, conversation: SimConversation, message: dict) -> None:
+        """The broker begins with a request."""
+        self._message = message
+        verb = message["verb"]
+        if verb == "settle":
+            for job_id, fence, outcome, *_ in message["leases"]:
+                self.settles[job_id, fence, outcome] += 1
+        elif verb == "extend":
+            for job_id, fence in message["leases"]:
+                self._extended[job_id, fence] = (self.house.now, self.house.now + message["for"])
+        elif verb == "hello" and message.get("leases"):
+            earlier = self.house.engine._instances.get(message["instance"])
+            if earlier is not None:
+                self._returns[message["instance"]] = ("resume after a restart" if earlier.key < 0 else "lease taken over"
+                                                      if earlier.grace_until is None else "resume in grace")
+
+    def refused(self, conversation: SimConversation, message: dict | None, error: GreenroomError) -> None:
+        """An error leaves."""
+        self.world.counts[error.code] += 1
+        self.world.note("refused", message and message["verb"], error.code, error.message)
+        if error.code in ("INVALID", "UNKNOWN_VERB", "PROTOCOL_ERROR", "DENIED", "VERSION", "TOO_LARGE"):
+            raise Violation(f"a good request was answered {error!r}: {message}")
+
+    def answered(self, conversation: SimConversation, message: dict, answer: dict) -> None:
+        """An answer leaves."""
+        look = getattr(self, "_answered_" + message["verb"], None)
+        if look is not None:
+            look(message, answer)
+
+    def _answered_hello(self, message: dict, answer: dict) -> None:
+        how = self._returns.pop(message.get("instance"), None)
+        if how is not None and "OK" in answer["leases"]:
+            self.world.counts[how] += 1
+
+    def _answered_submit(self, message: dict, answer: dict) -> None:
+        self.world.counts["submit repeated"] += bool(answer.get("repeated"))
+
+    def _answered_reserve(self, message: dict, answer: dict) -> None:
+        """Each delivery is a new one, of a job as it was submitted (I2, I4, I5)."""
+        for job_id, fence, task, payload, _, queue, _, priority in answer["jobs"]:
+            self._is_as_asked(payload, task, queue, priority)
+            if self.payloads.get(job_id) != payload:
+                raise Violation(f"I2: job {job_id} was delivered with {payload!r}, is {self.payloads.get(job_id)!r}")
+            if (job_id, fence) in self.delivered:
+                raise Violation(f"I5: job {job_id} was delivered twice under fence {fence}")
+            if fence <= self._fences.get(job_id, 0):
+                raise Violation(f"I5: job {job_id} was delivered under fence {fence} after {self._fences[job_id]}")
+            self.delivered.add((job_id, fence))
+            self._fences[job_id] = fence
+
+    def _answered_settle(self, message: dict, answer: dict) -> None:
+        """Only the latest lease settles (I5), and only a repetition is repeated (I7)."""
+        for (job_id, fence, outcome, *_), told in zip(message["leases"], answer["outcomes"]):
+            key = job_id, fence, outcome
+            if told == "OK":
+                if self._fences.get(job_id, 0) != fence and outcome in ("ack", "fail"):
+                    raise Violation(f"I5: job {job_id} was settled under fence {fence}, the latest is {self._fences.get(job_id)}")
+                self.world.counts["late settle accepted"] += (job_id, fence) in self._requeued and outcome in ("ack", "fail")
+            elif told == "REPEATED":
+                self.world.counts["settle repeated"] += 1
+                if self.settles[key] < 2 and outcome == "ack":  # a fail may also meet a job that failed for too many crashes
+                    raise Violation(f"I7: {key} was sent once and is answered REPEATED")
+            else:
+                self.world.counts["settle: " + told["code"]] += 1
+
+    def _answered_cancel(self, message: dict, answer: dict) -> None:
+        for job_id, told in zip(message["jobs"], answer["outcomes"]):
+            if told in ("cancelled", "requested"):
+                self.cancelled.add(job_id)
+                self.world.counts["cancel of a running job"] += told == "requested"
+
+    def _answered_get(self, message: dict, answer: dict) -> None:
+        for shown in answer["jobs"]:
+            if shown.get("state") in FINISHED_LABELS:
+                self._see_end(shown)
+
+    _answered_wait = _answered_jobs = _answered_get
+
+    def _see_end(self, shown: dict) -> None:
+        """A final state stays as it is, result and all (I6)."""
+        if shown["result_bytes"] and shown["result"] is None:
+            return
+        now = Ended(shown["state"], shown["result"], shown["finished_at"])
+        before = self.ended.setdefault(shown["id"], now)
+        if before != now:
+            raise Violation(f"I6: job {shown['id']} was {before} and is {now}")
+
+    # -- what clients hear --------------------------------------------------------------------------------------------------
+
+    def heard_accepted(self, job_id: int, payload: bytes) -> None:
+        """A client was told that its job is accepted, under this id (I1, I2)."""
+        if self.told.setdefault(job_id, payload) != payload:
+            raise Violation(f"I2: job {job_id} is told to be {payload!r} and {self.told[job_id]!r}")
+
+    def at_the_end(self) -> None:
+        """Everything is over: each job that was accepted is there, once, and ended (I1, I3)."""
+        rows = self.house.store._jobs
+        self._check_rows(rows)
+        twice = [payload for payload, times in Counter(row.payload for row in rows.values()).items() if times > 1]
+        if twice:
+            raise Violation(f"I8: {twice} were submitted once, and are there twice")
+        for row in rows.values():
+            if row.state not in FINISHED_STATES:
+                raise Violation(f"L1: {row} is not finished")
+            self._is_as_asked(row.payload, row.task, row.queue, row.priority)
+            if row.crashes > row.attempt:
+                raise Violation(f"I11: {row} crashed {row.crashes} times in {row.attempt} attempts")

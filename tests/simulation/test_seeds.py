@@ -1,0 +1,64 @@
+"""A thousand seeds of the simulator, the seeds that once found something, and the rare things that must have happened in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from time import monotonic
+
+import pytest
+
+from tests.simulation.run import simulate
+
+SEEDS = 1000
+BLOCK = 50
+
+#: Seeds that found a bug of the product as it was then. What a seed does changes with the simulator: each has a plain test too.
+FOUND: dict[int, str] = {}
+
+#: Branches that are rare, and that a run of all seeds must have taken: else the simulator has gone blind there.
+MUST_HAPPEN = (
+    "lease taken over", "resume in grace", "resume after a restart", "leases at a restart", "cancelled by a restart",
+    "a COMMIT of one row", "a COMMIT of hundreds", "a COMMIT of thousands", "refill", "refill of scheduled jobs",
+    "UNKNOWN", "BUSY", "KEY_CONFLICT", "STORE_FULL", "DRAINING", "DEADLINE", "submit repeated", "settle repeated",
+    "settle: LEASE_LOST", "late settle accepted", "cancel of a running job", "cancel noticed", "stall forgiven",
+    "too many crashes", "requeue: lost", "requeue: expired", "requeue: nack", "requeue: unbegun", "requeue: crash",
+    "requeue: bye", "requeue: not presented", "requeue: never arrived",
+    "crash: start", "crash: slice", "crash: written", "crash: commit", "crash: committed", "crash: left", "crash: any time",
+    "crash: the machine", "crash: the store failed", "stop in order", "a crash in a COMMIT that is on disk",
+    "a failed COMMIT is on disk", "power cut: drop", "power cut: all", "power cut: prefix", "power cut: sectors",
+    "SQLite kept the open transaction",
+    "half-open connection", "no answer in time", "worker crash", "worker stands still", "wall clock jumps",
+)
+
+_counts: Counter[str] = Counter()
+_done: set[int] = set()
+
+
+@pytest.mark.parametrize("first", range(1, SEEDS + 1, BLOCK))
+def test_every_promise_holds_in_every_seed(first: int) -> None:
+    began, events = monotonic(), 0
+    for seed in range(first, first + BLOCK):
+        result = simulate(seed)
+        _counts.update(result.counts)
+        _done.add(seed)
+        events += result.events
+    print(f"seeds {first} to {first + BLOCK - 1}: {events} events in {monotonic() - began:.1f} s")
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_a_seed_that_found_a_bug_finds_none_any_more(seed: int) -> None:
+    simulate(seed)
+
+
+def test_rare_branches_were_taken() -> None:
+    if len(_done) < SEEDS:
+        pytest.skip("only with all seeds")
+
+    print("\n".join(f"{times:8}  {name}" for name, times in sorted(_counts.items())))
+    assert [name for name in MUST_HAPPEN if not _counts[name]] == [], "nobody came there"
+
+
+def test_a_seed_is_always_the_same_run() -> None:
+    first, again = simulate(3), simulate(3)
+
+    assert (first.events, first.counts) == (again.events, again.counts)
