@@ -89,16 +89,16 @@ def test_a_kill_at_any_sync_or_write_loses_nothing(new_broker: BrokerProcess, tr
 
     for number in range(1, 10):  # an empty store is made, then opened half made
         sweep.kill_at("fdatasync", number, window=50)
-    for number in range(1, 13):
+    for number in (1, 4, 8, 12):
         sweep.kill_at("fdatasync", number, window=50)
-    for number in (1, 2, 9, 10, 11, 12, 20, 60, 250):
+    for number in (1, 10, 60, 250):
         sweep.kill_at("pwrite64", number, window=50)
     fill_log(new_broker)
     for call, number in (("pwrite64", 1), ("pwrite64", 100), ("fdatasync", 1)):  # the log is copied into the database
         sweep.kill_at(call, number, DATABASE)
 
     sweep.judge()
-    assert sweep.places.total() == 33 and sweep.while_starting >= 5
+    assert sweep.places.total() == 20 and sweep.while_starting >= 5
     assert {("fdatasync", JOURNAL), ("fdatasync", LOG), ("fdatasync", DATABASE), ("pwrite64", LOG),
             ("pwrite64", DATABASE)} <= set(sweep.places)
 

@@ -244,7 +244,7 @@ def swept(quick: Path, disk: PowerDisk, seed: int, **options: object) -> Sweep:
     return sweep
 
 
-@pytest.mark.parametrize("seed", [1, 2, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3))])
 def test_a_power_cut_at_any_moment_loses_nothing_acknowledged(quick: Path, disk: PowerDisk, monkeypatch: pytest.MonkeyPatch,
                                                               seed: int) -> None:
     with small_log(monkeypatch):
