@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tests.simulation.network import Wire
-from tests.simulation.world import Violation
+from tests.simulation.world import Sleep, Violation
 from greenroom.protocol import DEFAULT_LIMITS, FrameReader, encode_frame
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Actor:
     """A client of the broker: one connection at a time, requests and their answers.
 
     Attributes:
-        is_over: it does nothing any more. paused_until: its process stands still so long.
+        is_over: it does nothing any more. sleep: its process may stand still.
     """
 
     role = "client"
@@ -44,7 +44,7 @@ class Actor:
         self.wire: Wire | None = None
         self.is_greeted = False
         self.is_over = False
-        self.paused_until = 0.0
+        self.sleep = Sleep(run.world)
         self._reader = FrameReader(DEFAULT_LIMITS.frame)
         self._pending: dict[int, tuple[dict, Answer]] = {}
         self._last_id = 0
@@ -57,7 +57,7 @@ class Actor:
 
     def connect(self) -> None:
         """Connect, or try again in a moment."""
-        if self.is_over or self.wire is not None or self.sleeps(self.connect):
+        if self.is_over or self.wire is not None or self.sleep.puts_off(self.connect):
             return
         wire = self.run.connect(self)
         if wire is None:
@@ -92,7 +92,7 @@ class Actor:
 
     def got(self, wire: Wire, data: bytes) -> None:
         """See End."""
-        if wire is not self.wire or self.sleeps(self.got, wire, data):
+        if wire is not self.wire or self.sleep.puts_off(self.got, wire, data):
             return
         for message in self._reader.feed(data):
             if "notice" in message:
@@ -110,7 +110,7 @@ class Actor:
 
     def ended(self, wire: Wire) -> None:
         """See End."""
-        if wire is self.wire and not self.sleeps(self.ended, wire):
+        if wire is self.wire and not self.sleep.puts_off(self.ended, wire):
             self.hang_up()
 
     def noticed(self, notice: dict) -> None:
@@ -130,23 +130,16 @@ class Actor:
         self.world.after(patience_s, self._lose_patience, self.wire, self._last_id)
 
     def _lose_patience(self, wire: Wire, request_id: int) -> None:
-        if wire is self.wire and request_id in self._pending and not self.sleeps(self._lose_patience, wire, request_id):
+        if wire is self.wire and request_id in self._pending and not self.sleep.puts_off(self._lose_patience, wire, request_id):
             self.world.counts["no answer in time"] += 1
             self.hang_up()
-
-    def sleeps(self, call: Callable[..., None], *args: object) -> bool:
-        """Put something off while the process stands still."""
-        if self.world.now >= self.paused_until:
-            return False
-        self.world.at(self.paused_until, call, *args)
-        return True
 
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Do something after a while, if there is anybody to do it."""
         self.world.after(delay_s, self._do, call)
 
     def _do(self, call: Callable[[], None]) -> None:
-        if not self.is_over and not self.sleeps(self._do, call):
+        if not self.is_over and not self.sleep.puts_off(self._do, call):
             call()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tests.core import CheckedEngine, Sent, Watched, check
 from tests.simulation.network import Wire
 from tests.simulation.stores import SimStore
-from tests.simulation.world import Violation, World
+from tests.simulation.world import Sleep, Violation, World
 from greenroom.backups import Backups
 from greenroom.clock import Clock
 from greenroom.conversation import SWEEP_S, Conversation, Conversations
@@ -187,7 +187,7 @@ class BrokerEnd:
         """See End."""
         if self._life != self.house.life or self.is_over:
             return
-        if self.house.sleeps(self.got, wire, data):
+        if self.house.sleep.puts_off(self.got, wire, data):
             return
         self.received_at = self.house.now
         self.conversation.take(data)
@@ -199,7 +199,7 @@ class BrokerEnd:
         self._end()
 
     def _end(self) -> None:
-        if self._life != self.house.life or self.is_over or self.house.sleeps(self._end):
+        if self._life != self.house.life or self.is_over or self.house.sleep.puts_off(self._end):
             return
         self.is_over = True
         self.conversation.end()
@@ -222,7 +222,7 @@ class House(Watched):
 
     Attributes:
         is_up: it runs and accepts connections. life: counts its starts; what belongs to an earlier one is dead.
-        crash_at: {point of the cycle: after so many visits}. frozen_until: the hub stands still so long.
+        crash_at: {point of the cycle: after so many visits}. sleep: the hub may stand still.
         last_words: the store failed, and only UNKNOWN may leave any more.
     """
 
@@ -235,7 +235,7 @@ class House(Watched):
         self.is_up = False
         self.life = 0
         self.crash_at: dict[str, int] = {}
-        self.frozen_until = 0.0
+        self.sleep = Sleep(world)
         self.last_words = False
         self.restart_after_s: Callable[[], float] = lambda: 0.5
         self.wires: list[Wire] = []
@@ -290,7 +290,7 @@ class House(Watched):
     def _end_of_process(self) -> None:
         self.is_up = False
         self.life += 1  # every event of the old life is void
-        self.frozen_until = 0.0
+        self.sleep = Sleep(self.world)
         self.crash_at.clear()
         wires, self.wires = self.wires, []
         for wire in wires:
@@ -339,13 +339,6 @@ class House(Watched):
         self.wires = [other for other in self.wires if not (other.up.is_closed and other.down.is_closed)] + [wire]
         return True
 
-    def sleeps(self, call: Callable[..., None], *args: object) -> bool:
-        """Put something off while the hub stands still."""
-        if self.world.now >= self.frozen_until:
-            return False
-        self.world.at(self.frozen_until, call, *args)
-        return True
-
     # -- time ---------------------------------------------------------------------------------------------------------------
 
     def replan(self) -> None:
@@ -364,7 +357,7 @@ class House(Watched):
             self.world.after(max(0.001, at - now), self._tick, self.life, self._timer)
 
     def _tick(self, life: int, timer: int) -> None:
-        if life != self.life or timer != self._timer or self.engine.draining or self.sleeps(self._tick, life, timer):
+        if life != self.life or timer != self._timer or self.engine.draining or self.sleep.puts_off(self._tick, life, timer):
             return
         late_s = self.now - self._planned_at
         if self.desk.note_lag(late_s):
@@ -375,7 +368,7 @@ class House(Watched):
             self._do_tick(life)
 
     def _do_tick(self, life: int) -> None:
-        if life != self.life or self.engine.draining or self.sleeps(self._do_tick, life):
+        if life != self.life or self.engine.draining or self.sleep.puts_off(self._do_tick, life):
             return
         self.desk.tick()
         if self.world.chance(0.2):
@@ -386,7 +379,7 @@ class House(Watched):
         self.stepped()
 
     def _sweep(self, life: int) -> None:
-        if life != self.life or self.sleeps(self._sweep, life):
+        if life != self.life or self.sleep.puts_off(self._sweep, life):
             return
         self.conversations.sweep()
         self.world.after(SWEEP_S, self._sweep, life)
@@ -400,7 +393,7 @@ class House(Watched):
             self.world.after(0.0, self._pump, self.life)
 
     def _pump(self, life: int) -> None:
-        if life != self.life or self.sleeps(self._pump, life):
+        if life != self.life or self.sleep.puts_off(self._pump, life):
             return
         self._pump_waits = False
         if self._cycle is None and self.batches.has_work and not self._dies("start"):
@@ -409,7 +402,7 @@ class House(Watched):
 
     def _go_on(self, life: int) -> None:
         """Drive the cycle to its next step."""
-        if life != self.life or self._cycle is None or self.store.is_committing or self.sleeps(self._go_on, life):
+        if life != self.life or self._cycle is None or self.store.is_committing or self.sleep.puts_off(self._go_on, life):
             return
         try:
             step = next(self._cycle, None)

@@ -284,8 +284,7 @@ class Run:
     def _stall(self) -> None:
         if self.house.is_up:
             self.world.note("the hub stands still")
-            until = self.world.now + self.world.rng.choice([0.1, 0.7, 2.0, STALLS * self.timing.lease_s])
-            self.house.frozen_until = max(self.house.frozen_until, until)  # never sooner: what was put off would be overtaken
+            self.house.sleep.begin(self.world.rng.choice([0.1, 0.7, 2.0, STALLS * self.timing.lease_s]))
 
     def _fill_disk(self) -> None:
         if self.house.is_up:
@@ -337,7 +336,7 @@ class Run:
                 wire.up.is_lost = wire.down.is_lost = False
                 wire.cut()
         for worker in self.workers:
-            worker.paused_until = 0.0
+            worker.sleep.end()
             worker.leave()
         world.run(world.now + 60.0, done=lambda: all(producer.is_done for producer in self.producers))
         self.admin.is_over = True

@@ -218,7 +218,7 @@ class Worker(Actor):
         self.later(self.rng.expovariate(1 / self.habits.pause_every_s), self._pause)
         self.world.note(self.name, "stands still")
         self.world.counts["worker stands still"] += 1
-        self.paused_until = self.world.now + self.habits.pause_s * (0.5 + self.rng.random())
+        self.sleep.begin(self.habits.pause_s * (0.5 + self.rng.random()))
 
     def come_again(self) -> None:
         """Connect anew while the old connection still seems to live."""

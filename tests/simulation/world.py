@@ -87,3 +87,38 @@ class World:
 def _short(word: object) -> str:
     text = word if isinstance(word, str) else repr(word)
     return text if len(text) <= WORD_CHARACTERS else text[:WORD_CHARACTERS - 1] + "…"
+
+
+class Sleep:
+    """A process that may stand still: what happens to it meanwhile is put off, and done in order when it goes on."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._until = 0.0
+        self._put_off: list[tuple[Callable[..., None], tuple[object, ...]]] = []
+
+    def begin(self, seconds: float) -> None:
+        """Stand still for so long, or as long as it did anyway."""
+        until = self._world.now + seconds
+        if until > self._until:
+            self._until = until
+            self._world.at(until, self._wake)
+
+    def end(self) -> None:
+        """Go on now."""
+        self._until = self._world.now
+        self._wake()
+
+    def puts_off(self, call: Callable[..., None], *args: object) -> bool:
+        """Put something off while the process stands still; returns whether it did."""
+        if self._world.now >= self._until and not self._put_off:
+            return False
+        self._put_off.append((call, args))
+        return True
+
+    def _wake(self) -> None:
+        if self._world.now < self._until:
+            return
+        put_off, self._put_off = self._put_off, []
+        for call, args in put_off:
+            call(*args)
