@@ -283,7 +283,8 @@ def test_silent_peers_give_way_to_those_who_come_after_them(make_broker: MakeBro
 
         assert time.monotonic() - began < 4.0, "they waited for the silent ones' deadline"
         assert all("error" not in peer.call("ping") for peer in peers)
-        until(lambda: rejected(broker)["too_many"] >= 55, "each that had to go is counted")
+        # On a slow machine some meet the deadline of their handshake first.
+        until(lambda: sum(rejected(broker).values()) >= 55, "each that had to go is counted")
         assert is_closed(socks[0])
     for peer in peers:
         peer.close()

@@ -355,6 +355,7 @@ def test_a_disk_that_fills_while_the_copy_is_made_ends_it_and_only_it(small_disk
     fill(peer, 8000)
 
     ask(peer, "begin")
+    until(lambda: left_files(broker), "the copy has begun")
     broker.signal(signal.SIGSTOP)
     ballast(small_disk, 100 * MIB)
     assert left_files(broker)[0].endswith(".part"), "the copy is under way"
