@@ -24,7 +24,7 @@ def make_checkout(folder: Path) -> Path:
     (folder / "certs").mkdir(parents=True)
     shutil.copy(ROOT / "run", folder / "run")
     (folder / "tests").mkdir()
-    for name in ("certs/gen_certs.py", "client.py", "tests/in_two.py"):
+    for name in ("certs/gen_certs.py", "client.py", "tests/in_parts.py"):
         (folder / name).write_text(TELL)
     for name in ("requirements.txt", "requirements-test.txt"):
         (folder / name).write_text("pip\n")
@@ -166,7 +166,7 @@ def test_as_root_on_debian_the_missing_tools_of_the_tests_are_installed_at_once(
     assert done.returncode == 0, done.stderr
     assert "run: installing faketime iproute2\n" in done.stderr
     assert asked.read_text() == "-q update\n-q install -y --no-install-recommends faketime iproute2\n"
-    assert done.stdout.splitlines()[-1] == f"in_two.py {set_up}"
+    assert done.stdout.splitlines()[-1] == f"in_parts.py {set_up}"
 
 
 def test_tools_that_apt_cannot_install_are_named_and_the_tests_run_without_them(set_up: Path, tmp_path: Path) -> None:
