@@ -8,17 +8,21 @@ it (batches.py). The rules about sessions, leases and time are in leases.py, whi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 from greenroom.effects import Delivery, Notice
 from greenroom.errors import BusyError, DrainingError, FinishedError, FullError, GoneError, NotFoundError
 from greenroom.groups import Group
-from greenroom.job import FINISHED_STATES, Job, NewJob, State, rank_of
+from greenroom.job import FINISHED_STATES, Job, JobOptions, NewJob, State, rank_of
 from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
 from greenroom.leases import LeaseRules, damaged_error
 from greenroom.sessions import Parked, Session
 from greenroom.records import Damaged, LaneCounts, Lost, Restored
 
+
+_options_of = attrgetter("options")
 
 #: Lanes dropped at once when the cap is met: 0.1 ms.
 FORGET_LANES = 100
@@ -83,13 +87,15 @@ class Engine(LeaseRules):
         self.check_room(len(items), sum(len(item.payload) for item in items))
         outcomes: list[int | FullError] = []
         touched: dict[Lane, None] = {}
-        for item in items:
+        # Jobs that ask for the same are mostly neighbours; what they have in common is done once for all, which halves their cost.
+        for options, run in groupby(items, key=_options_of):
+            payloads = [item.payload for item in run]
             try:
-                lane = self._lane_for(item.queue, item.task)
+                lane = self._lane_for(options.queue, options.task)
             except FullError as exc:
-                outcomes.append(exc)
+                outcomes += [exc] * len(payloads)
                 continue
-            outcomes.append(self._accept(item, lane, now))
+            outcomes += [job.id for job in self._accept(options, payloads, lane, now)]
             touched[lane] = None
         self._match(touched, now)
         self._keep_budget()
@@ -106,22 +112,46 @@ class Engine(LeaseRules):
         if self.ids.left < count:
             raise BusyError("job numbers are being fetched", retry_after_s=0.05)
 
-    def _accept(self, item: NewJob, lane: Lane, now: float) -> int:
-        job = Job(self.ids.take(), item.queue, item.task, item.priority, item.payload, item.raw, now)
-        job.lane = lane
-        run_at = now + item.delay if item.delay is not None else item.run_at
-        if run_at is not None:
+    def _accept(self, options: JobOptions, payloads: list[bytes], lane: Lane, now: float) -> list[Job]:
+        """Make jobs of one lane that ask for the same, and put them where they wait."""
+        task, raw, queue, priority, run_at, delay = options
+        if delay is not None:
+            run_at = now + delay
+        jobs = [Job(number, queue, task, priority, payload, raw, now)
+                for number, payload in zip(self.ids.take_many(len(payloads)), payloads)]
+        dirty = self.effects.dirty
+        size = 0
+        for job in jobs:
+            job.lane = lane
             job.run_at = run_at
-        self._count_waiting(job, +1)
-        self.effects.dirty[job.id] = job
+            size += job.payload_bytes
+            dirty[job.id] = job
+        self.waiting += len(jobs)
+        self.waiting_bytes += size
+        lane.waiting_bytes += size
         if run_at is not None and run_at > now:
-            job.state = State.SCHEDULED
-            lane.count(State.SCHEDULED, 1)
-            self._schedule(job)
+            lane.count(State.SCHEDULED, len(jobs))
+            for job in jobs:
+                job.state = State.SCHEDULED
+                self._schedule(job)
+        elif lane.edge is None:
+            self._enqueue_all(jobs, lane, size)
         else:
-            self._enqueue_new(job, job.id)
-            lane.count(State.QUEUED, 1)
-        return job.id
+            for job in jobs:
+                self._enqueue_new(job, job.id)
+                lane.count(State.QUEUED, 1)  # one by one: the next one's place depends on it
+        return jobs
+
+    def _enqueue_all(self, jobs: list[Job], lane: Lane, size: int) -> None:
+        """Put new jobs of one priority into a lane that is in memory as a whole, their ids being their places."""
+        base = rank_of(jobs[0].priority, 0)
+        for job in jobs:
+            job.place = job.id
+            job.rank = base + job.id
+            self.jobs[job.id] = job
+        lane.extend(jobs, size)
+        lane.count(State.QUEUED, len(jobs))
+        self._offer(lane, jobs[0].rank)
 
     def _schedule(self, job: Job) -> None:
         if self.scheduled.add(job):
@@ -287,7 +317,10 @@ class Engine(LeaseRules):
                 if self.fences.left:
                     self._ask_refills(group, lane)
                 break
-            size += self._take_run(lane, group.rival_rank(), session, wanted, size, taken, now)
+            run = lane.take(min(wanted - len(taken), self.fences.left), group.rival_rank(), self.caps.reserve_bytes - size)
+            self._grant(run, lane, session, now)
+            taken += run
+            size += sum(job.payload_bytes for job in run)
             if lane.wants_refill:
                 self._ask_refill(lane)
         if taken:
@@ -295,24 +328,6 @@ class Engine(LeaseRules):
             self._unpark(session, answer=False)
             self.effects.deliveries.append(Delivery(session, parked.request_id, taken))
         return is_blocked
-
-    def _take_run(self, lane: Lane, rival_rank: int, session: Session, wanted: int, size: int, taken: list[Job],
-                  now: float) -> int:
-        """Grant jobs of one lane as long as they come before every other lane's; returns their payload bytes."""
-        begun_with = size
-        job = lane.head()
-        while True:
-            lane.pop(job)
-            size += job.payload_bytes
-            self._grant(job, session, now)
-            taken.append(job)
-            if len(taken) == wanted or not self.fences.left:
-                break
-            job = lane.head()
-            if (job is None or job.rank > rival_rank or job.payload is None
-                    or size + job.payload_bytes > self.caps.reserve_bytes):
-                break
-        return size - begun_with
 
     # -- windows ------------------------------------------------------------------------------------------------------------
 

@@ -114,7 +114,7 @@ def rank_of(priority: int, place: int) -> int:
 
 
 def move(job: Job, to: State) -> None:
-    """Move a job to another state and keep the counters of its lane. The only place that changes `state`.
+    """Move a job to another state and keep the counters of its lane. Beside `move_all` the only place that changes `state`.
 
     Raises AssertionError for a move that the table does not have: a bug of the caller.
     """
@@ -127,16 +127,34 @@ def move(job: Job, to: State) -> None:
     job.state = to
 
 
-class NewJob(NamedTuple):
-    """What a submit asks for, checked."""
+def move_all(jobs: list[Job], lane: Lane, to: State) -> None:
+    """Do what `move` does for jobs of one lane that are in the same state: the counters move once."""
+    state = jobs[0].state
+    assert to in MOVES[state], f"job {jobs[0].id} cannot go from {state.label} to {to.label}"
+    for counts in (lane.counts, lane.totals):
+        counts[state] -= len(jobs)
+        counts[to] += len(jobs)
+    for job in jobs:
+        assert job.state is state
+        job.state = to
+
+
+class JobOptions(NamedTuple):
+    """What a submit asks of a job, checked: all but its payload. Jobs that ask for the same mostly share one."""
 
     task: str
-    payload: bytes
     raw: bool
     queue: str
     priority: int
-    run_at: float | None  # seconds since 1970, None: at once
-    delay: float | None  # seconds from acceptance, None: not given; never together with run_at
+    run_at: float | None = None  # seconds since 1970, None: at once
+    delay: float | None = None  # seconds from acceptance, None: not given; never together with run_at
+
+
+class NewJob(NamedTuple):
+    """A job of a submit, checked."""
+
+    options: JobOptions
+    payload: bytes
 
 
 class Option(NamedTuple):
@@ -212,8 +230,14 @@ OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("run_at", "time", _check_run_at, None, "not before this time; one that is past means at once"),
 )}
 
-# What parse_new_job needs of each option, as tuples: it runs once a job.
+# What the check of a job needs of each option, as tuples.
 _CHECKS = tuple((option.name, option.check, option.default) for option in OPTIONS.values())
+
+
+#: Options that were checked before, by their values in the submit. Most submits ask for the same again and again, and one look-up
+#: costs a fifth of the checks. Times differ from job to job, so jobs that have one are not kept here.
+_known_options: dict[tuple, JobOptions] = {}
+_MAX_KNOWN_OPTIONS = 10_000
 
 
 def parse_new_job(item: object, max_payload_bytes: int) -> NewJob:
@@ -230,6 +254,24 @@ def parse_new_job(item: object, max_payload_bytes: int) -> NewJob:
     if not isinstance(item, dict):
         raise InvalidError("a job must be a map", field="jobs")
     get = item.get
+    priority = get("priority")
+    # With its type: 1, 1.0 and true are the same key.
+    key = (get("task"), get("queue"), priority, type(priority), get("encoding"), get("delay"), get("run_at"))
+    try:
+        options = _known_options.get(key)
+    except TypeError:  # a list or map among them, which the checks refuse
+        options = None
+    payload = get("payload")
+    if options is None or type(payload) is not bytes:
+        options, payload = _check_new_job(get)
+        if options.run_at is None and options.delay is None and len(_known_options) < _MAX_KNOWN_OPTIONS:
+            _known_options[key] = options
+    if len(payload) > max_payload_bytes:
+        raise TooLargeError(f"payload has {len(payload)} bytes, the limit is {max_payload_bytes}", field="payload")
+    return NewJob(options, payload)
+
+
+def _check_new_job(get: Callable[[str], object]) -> tuple[JobOptions, bytes]:
     values: list[object] = []
     try:
         for name, check, default in _CHECKS:
@@ -240,8 +282,6 @@ def parse_new_job(item: object, max_payload_bytes: int) -> NewJob:
     task, payload, encoding, queue, priority, delay, run_at = values
     if task is None:
         raise InvalidError("task is required", field="task")
-    if len(payload) > max_payload_bytes:
-        raise TooLargeError(f"payload has {len(payload)} bytes, the limit is {max_payload_bytes}", field="payload")
     if delay is not None and run_at is not None:
         raise InvalidError("delay and run_at exclude each other", field="delay")
-    return NewJob(task, payload, encoding == "raw", queue, priority, run_at, delay)
+    return JobOptions(task, encoding == "raw", queue, priority, run_at, delay), payload

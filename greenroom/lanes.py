@@ -191,10 +191,28 @@ class Lane:
         """Take in a queued job whose place is above that of every job of its priority here: a new one, or from a refill."""
         band = self._bands.get(job.priority)
         if band is None:
-            band = self._bands[job.priority] = deque()
-            insort(self._priorities, job.priority)
+            band = self._new_band(job.priority)
         band.append(job)
         self._count_in(job)
+
+    def extend(self, jobs: list[Job], size: int) -> None:
+        """Take in queued jobs of one priority, in order of place, above that of every job of their priority here.
+
+        Args:
+            size: bytes of their payloads, which are all there.
+        """
+        band = self._bands.get(jobs[0].priority)
+        if band is None:
+            band = self._new_band(jobs[0].priority)
+        band.extend(jobs)
+        self.in_memory += len(jobs)
+        self.window.jobs += len(jobs)
+        self.window.payload_bytes += size
+
+    def _new_band(self, priority: int) -> deque[Job]:
+        insort(self._priorities, priority)
+        band = self._bands[priority] = deque()
+        return band
 
     def put_back(self, job: Job) -> None:
         """Take in a job that was here before and has its old place."""
@@ -249,13 +267,32 @@ class Lane:
             del self._bands[self._priorities.pop(0)]
         return None
 
-    def pop(self, job: Job) -> None:
-        """Take out the head, which the caller got from `head` just now."""
-        if self._returned and self._returned[0][2] is job:
-            heappop(self._returned)
-        else:
-            self._bands[self._priorities[0]].popleft()
-        self._count_out(job)
+    def take(self, limit: int, rival_rank: int, max_bytes: int) -> list[Job]:
+        """Take out the first jobs, in order: the head, which must be ready, and those after it that are.
+
+        Args:
+            limit: so many at most. max_bytes: the same of their payloads; but the head is taken in any case.
+            rival_rank: only the head may have a rank above this.
+        """
+        taken: list[Job] = []
+        size = 0
+        job = self.head()
+        while True:
+            if self._returned and self._returned[0][2] is job:
+                heappop(self._returned)
+            else:
+                self._bands[self._priorities[0]].popleft()
+            taken.append(job)
+            size += job.payload_bytes
+            if len(taken) == limit:
+                break
+            job = self.head()
+            if job is None or job.payload is None or job.rank > rival_rank or size + job.payload_bytes > max_bytes:
+                break
+        self.in_memory -= len(taken)
+        self.window.jobs -= len(taken)
+        self.window.payload_bytes -= size
+        return taken
 
     def remove(self, job: Job) -> None:
         """Take a job that is in memory out of turn. The caller finishes it at once: its entry stays and is skipped later."""

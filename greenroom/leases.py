@@ -13,7 +13,7 @@ from typing import NamedTuple
 from greenroom.effects import Effects
 from greenroom.errors import DamagedError, GoneError, GreenroomError, LeaseLostError, NotFoundError
 from greenroom.groups import Groups
-from greenroom.job import Job, State, move
+from greenroom.job import Job, State, move, move_all
 from greenroom.lanes import Lane, Window
 from greenroom.number_blocks import Numbers
 from greenroom.records import Lost, SettleItem, StoredLease
@@ -202,20 +202,24 @@ class LeaseRules:
 
     # -- running jobs -------------------------------------------------------------------------------------------------------
 
-    def _grant(self, job: Job, session: Session, now: float) -> None:
-        move(job, State.RUNNING)
-        self._count_waiting(job, -1)
-        fence = self.fences.take()
-        job.lease = Lease(job, fence, session, now)
-        job.fence = fence
-        job.late_fence = 0
-        job.checkpoint = False
-        job.attempt += 1
-        job.worker = session.name
-        job.started_at = now
-        session.leases[job.id] = job.lease
+    def _grant(self, jobs: list[Job], lane: Lane, session: Session, now: float) -> None:
+        """Lease jobs that were just taken out of their lane."""
+        move_all(jobs, lane, State.RUNNING)
+        size = 0
+        for job, fence in zip(jobs, self.fences.take_many(len(jobs))):
+            size += job.payload_bytes
+            job.lease = session.leases[job.id] = Lease(job, fence, session, now)
+            job.fence = fence
+            job.late_fence = 0
+            job.checkpoint = False
+            job.attempt += 1
+            job.worker = session.name
+            job.started_at = now
+        self.waiting -= len(jobs)
+        self.waiting_bytes -= size
+        lane.waiting_bytes -= size
         session.granted_at = now
-        self.leases += 1
+        self.leases += len(jobs)
         self._look_at(session, now + CHECKPOINT_AFTER_S)
 
     def settle(self, items: list[SettleItem], now: float,

@@ -25,6 +25,18 @@ class Numbers:
         self._blocks.append((first, first + count))
         self.left += count
 
+    def take_many(self, count: int) -> list[int]:
+        """Return the next `count` numbers. The caller has looked at `left`."""
+        numbers: list[int] = []
+        while len(numbers) < count:
+            if self._next == self._end:
+                self._next, self._end = self._blocks.popleft()
+            end = min(self._end, self._next + count - len(numbers))
+            numbers += range(self._next, end)
+            self._next = end
+        self.left -= count
+        return numbers
+
     def take(self) -> int:
         """Return the next number. The caller has looked at `left`."""
         if self._next == self._end:

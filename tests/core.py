@@ -13,7 +13,7 @@ from greenroom.batches import Batches
 from greenroom.clock import FakeClock
 from greenroom.engine import Engine
 from greenroom.errors import GreenroomError
-from greenroom.job import FINISHED_STATES, Job, NewJob, State
+from greenroom.job import FINISHED_STATES, Job, JobOptions, NewJob, State
 from greenroom.lanes import Lane, Window
 from greenroom.leases import CHECKPOINT_AFTER_S, Caps, Timing
 from greenroom.records import Lost, SettleItem, Submission
@@ -29,7 +29,7 @@ NAMELESS = {"name": "Oops", "message": "it broke", "traceback": ""}
 def new_job(task: str = "t", payload: bytes = b"x", *, queue: str = "q", priority: int = 5, delay: float | None = None,
             run_at: float | None = None) -> NewJob:
     """Return a checked job of a submit."""
-    return NewJob(task, payload, False, queue, priority, run_at, delay)
+    return NewJob(JobOptions(task, False, queue, priority, run_at, delay), payload)
 
 
 class CrashStore(MemoryStore):
@@ -115,26 +115,36 @@ class CheckedEngine(Engine):
 
     core: Watched
 
-    def _grant(self, job: Job, session: Session, now: float) -> None:
-        if self.core.looks_closely():
-            best = self._best_for(session)
-            assert best is not None and job.rank <= best.rank, f"{job} of rank {job.rank} was granted before {best}"
-        assert job.payload is not None and len(job.payload) == job.payload_bytes
-        super()._grant(job, session, now)
-        before = self.core.fences.get(job.id, 0)
-        assert job.fence > before, f"{job} got fence {job.fence} after {before}"
-        self.core.fences[job.id] = job.fence
+    def _grant(self, jobs: list[Job], lane: Lane, session: Session, now: float) -> None:
+        waiting = self._fitting(session) if self.core.looks_closely() else None
+        for job in jobs:
+            if waiting is not None:
+                best = min(waiting.values(), key=_rank, default=None)
+                assert job.id in waiting and job.rank <= best.rank, f"{job} of rank {job.rank} was granted before {best}"
+                del waiting[job.id]
+            assert job.payload is not None and len(job.payload) == job.payload_bytes
+        super()._grant(jobs, lane, session, now)
+        for job in jobs:
+            before = self.core.fences.get(job.id, 0)
+            assert job.fence > before, f"{job} got fence {job.fence} after {before}"
+            self.core.fences[job.id] = job.fence
 
     def _unpark(self, session: Session, *, answer: bool) -> None:
         if answer and session.parked is not None and not self.core.may_be_empty(session):
-            best = self._best_for(session)
+            best = min(self._fitting(session).values(), key=_rank, default=None)
             assert best is None or self._room(session) <= 0, f"answered empty, but there is {best}"
         super()._unpark(session, answer=answer)
 
-    def _best_for(self, session: Session) -> Job | None:
-        fitting = (job for job in self.core.unfinished().values() if job.state is State.QUEUED and session.group.matches(job.lane)
-                   ) if session.group is not None else iter(())
-        return min(fitting, key=lambda job: job.rank, default=None)
+    def _fitting(self, session: Session) -> dict[int, Job]:
+        """Return the queued jobs that a session may get."""
+        if session.group is None:
+            return {}
+        return {job.id: job for job in self.core.unfinished().values()
+                if job.state is State.QUEUED and session.group.matches(job.lane)}
+
+
+def _rank(job: Job) -> int:
+    return job.rank
 
 
 class Sent(NamedTuple):

@@ -109,8 +109,8 @@ def requests(data: bytes) -> None:
         for item in request.fields["jobs"] if request.verb == "submit" else ():
             with _answered():
                 job = parse_new_job(item, MAX_PAYLOAD)
-                assert type(job.payload) is bytes and len(job.payload) <= MAX_PAYLOAD and 1 <= job.priority <= 10
-                assert job.delay is None or job.run_at is None
+                assert type(job.payload) is bytes and len(job.payload) <= MAX_PAYLOAD and 1 <= job.options.priority <= 10
+                assert job.options.delay is None or job.options.run_at is None
         for item in request.fields["leases"] if request.verb == "settle" else ():
             with _answered():
                 settle = parse_settle(item, MAX_RESULT)

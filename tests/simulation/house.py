@@ -40,19 +40,21 @@ class SimEngine(CheckedEngine):
 
     house: House
 
-    def _accept(self, *args: object) -> int:
-        job_id = super()._accept(*args)
-        self.house.history.accepted(self.effects.dirty[job_id])
-        return job_id
+    def _accept(self, *args: object) -> list[Job]:
+        jobs = super()._accept(*args)
+        for job in jobs:
+            self.house.history.accepted(job)
+        return jobs
 
     def _enqueue_new(self, job: Job, place: int) -> None:
         if job.state is State.SCHEDULED:
             self.house.history.falls_due(job)
         super()._enqueue_new(job, place)
 
-    def _grant(self, job: Job, session: Session, now: float) -> None:
-        super()._grant(job, session, now)
-        self.house.history.granted(job, session, now)
+    def _grant(self, jobs: list[Job], lane: Lane, session: Session, now: float) -> None:
+        super()._grant(jobs, lane, session, now)
+        for job in jobs:
+            self.house.history.granted(job, session, now)
 
     def refilled(self, lane: Lane, plan: object, rows: list[Job], *args: object) -> None:
         self.house.world.counts["refill"] += bool(rows)

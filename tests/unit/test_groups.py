@@ -52,8 +52,7 @@ class Hall:
         lane = group.best_lane()
         if lane is None:
             return None
-        job = lane.head()
-        lane.pop(job)
+        job, = lane.take(1, group.rival_rank(), 0)
         move(job, State.RUNNING)
         return job
 

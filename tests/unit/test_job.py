@@ -49,10 +49,12 @@ def test_rank_sorts_by_priority_and_then_by_place() -> None:
 
 
 def test_only_the_task_is_required_and_the_rest_has_the_documented_defaults() -> None:
-    job = parse_new_job({"task": "t"}, 10)
+    for item in ({"task": "t"}, {"task": "t", "queue": "default"}, {"task": "t"}):  # the third is known by then
+        options, payload = parse_new_job(item, 10)
 
-    assert (job.task, job.payload, job.raw, job.queue, job.priority, job.run_at, job.delay) == (
-        "t", b"\x80", False, "default", 5, None, None)
+        assert payload == b"\x80"
+        assert (options.task, options.raw, options.queue, options.priority, options.run_at, options.delay) == (
+            "t", False, "default", 5, None, None)
 
 
 def test_a_field_that_is_nil_counts_as_left_out() -> None:
@@ -62,7 +64,7 @@ def test_a_field_that_is_nil_counts_as_left_out() -> None:
 
 
 def test_unknown_fields_are_ignored() -> None:
-    assert parse_new_job({"task": "t", "colour": "red"}, 10).task == "t"
+    assert parse_new_job({"task": "t", "colour": "red"}, 10).options.task == "t"
 
 
 BAD = {
@@ -78,7 +80,9 @@ BAD = {
 
 @pytest.mark.parametrize("field, value", [(field, value) for field, values in BAD.items() for value in values])
 def test_a_bad_field_is_named(field: str, value: object) -> None:
-    item = {"task": "t", field: value}
+    good = {"task": "t", "queue": "q", "payload": b"p", "encoding": "raw", "priority": 1}
+    parse_new_job(good, 10)  # what is like a job that was checked before is checked all the same
+    item = {**good, field: value}
 
     with pytest.raises(InvalidError) as caught:
         parse_new_job(item, 10)
@@ -105,5 +109,5 @@ def test_the_payload_may_reach_the_limit_and_not_exceed_it() -> None:
 def test_delay_and_run_at_exclude_each_other() -> None:
     with pytest.raises(InvalidError, match="exclude"):
         parse_new_job({"task": "t", "delay": 1, "run_at": 5}, 10)
-    assert parse_new_job({"task": "t", "delay": 1}, 10).delay == 1.0
-    assert parse_new_job({"task": "t", "run_at": 5}, 10).run_at == 5.0
+    assert parse_new_job({"task": "t", "delay": 1}, 10).options.delay == 1.0
+    assert parse_new_job({"task": "t", "run_at": 5}, 10).options.run_at == 5.0

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from greenroom.job import Job, State, move, rank_of
-from greenroom.lanes import SHRINK_JOBS, SLICE_BYTES, SLICE_ROWS, Lane, Window
+from greenroom.lanes import ABOVE_ALL, SHRINK_JOBS, SLICE_BYTES, SLICE_ROWS, Lane, Window
 
 
 class Shop:
@@ -33,8 +33,7 @@ class Shop:
         return job
 
     def take(self) -> Job:
-        job = self.lane.head()
-        self.lane.pop(job)
+        job, = self.lane.take(1, ABOVE_ALL, 0)
         move(job, State.RUNNING)
         job.attempt += 1
         return job

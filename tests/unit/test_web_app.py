@@ -63,11 +63,11 @@ class Verbs:
     def verb_submit(self, fields: dict) -> dict:
         numbers = []
         for item in fields["jobs"]:
-            new = parse_new_job(item, 1 << 20)
+            new, payload = parse_new_job(item, 1 << 20)
             number = len(self.jobs) + 1
             self.jobs[number] = {
                 "id": number, "task": new.task, "queue": new.queue, "priority": new.priority, "error": None,
-                "state": "queued" if new.delay is None else "scheduled", "encoding": "msgpack", "payload": new.payload}
+                "state": "queued" if new.delay is None else "scheduled", "encoding": "msgpack", "payload": payload}
             numbers.append(number)
         return {"jobs": numbers}
 
