@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Rows applied between two looks at the sockets: 1 to 2 ms of the hub.
 SLICE_JOBS = 400
+#: Statements of fewer jobs than this run on the hub: 0.5 ms.
+THREAD_JOBS = 100
 #: A batch that gathers more than this while a COMMIT runs turns new submits away (BUSY).
 MAX_BATCH_JOBS = 20_000
 MAX_BATCH_BYTES = 64 * 2**20
@@ -340,12 +342,18 @@ class Batches:
             self.store.set_aside(batch.damaged)
 
     def apply_slice(self) -> bool:
-        """Write some of the rows; returns True when all are written."""
+        """Hand some of the rows to the store; returns True when it has all.
+
+        Their statements run here where the store is to be read, and where they are so few that handing them to the thread of the
+        COMMIT takes longer: with the interpreter's lock, which it must get back after each, it waits up to half a millisecond.
+        """
         if self._to_apply:
             jobs = self._to_apply.popleft()
             self.store.apply(jobs, [])
             for job in jobs:
                 _forget_payload(job)
+            if self._wants_store or not self._to_apply and self.store.unwritten() < THREAD_JOBS:
+                self.store.write()
         return not self._to_apply
 
     @property
@@ -364,8 +372,8 @@ class Batches:
 
     def fetch(self, now: float) -> None:
         """Do what needs the store while no COMMIT runs. Flushes what was decided meanwhile, so that reads see it."""
-        if not self._wants_store:
-            return
+        if not self._wants_store or self.store.unwritten() > SLICE_JOBS:
+            return  # in the next cycle then: it knows from its start that rows must be written before they are read
         if self._gathering.has_rows:
             self._close_batch()
             while not self.apply_slice():

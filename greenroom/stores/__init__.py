@@ -5,9 +5,9 @@ One writer drives a store (`Store`); readers for pages and history go through `R
 How the writer is used (greenroom/batches.py keeps to this order, tests/stores/test_conformance.py checks each store):
     store.open()                        once; what a restart needs to know
     loop:
-        store.apply(jobs, submissions)  statements, on the caller's thread, quick: inside the open transaction
-        store.commit()                  the fsync; may run in another thread; nothing else touches the store meanwhile
-        store.take / load / block …     between commits only
+        store.apply(jobs, submissions)  on the caller's thread, quick: what is to be written is taken as it is now
+        store.commit()                  statements and fsync; may run in another thread; nothing else touches the store meanwhile
+        store.take / load / block …     between commits only; they see all that was applied, so they run its statements first
     store.close()
 Whatever raises StoreError after `open` leaves the outcome of the open transaction unknown: the caller answers UNKNOWN and
 ends the process; it never goes on with the same store.
@@ -50,13 +50,19 @@ class Store(Protocol):
         """
 
     def apply(self, jobs: list[Job], submissions: list[Submission]) -> None:
-        """Write the present state of these jobs into the open transaction (opens one if none is open).
+        """Take the present state of these jobs as part of the open transaction (opens one if none is open).
 
         For each job: insert it if `stored_state` is 0, else update it; a finished job gets its result or error; a running
         one is recorded as queued, and with a lease row if `checkpoint` is set; a lease row of a job that is no longer running
         is removed. Then sets stored_state, stored_requeues and stored_lease. Counters move in the same transaction.
-        The list holds a job at most once. Quick: about 3 µs a row, no fsync.
+        The list holds a job at most once. Quick: about 3 µs a row; the statements may be left to `write` or `commit`.
         """
+
+    def unwritten(self) -> int:
+        """Jobs that were applied and whose statements have not run."""
+
+    def write(self) -> None:
+        """Run the statements of all that was applied: about 3 µs a job, no fsync. Else `commit` does, or whatever reads."""
 
     def commit(self) -> None:
         """Make everything applied durable; returns after the fsync. A no-op when nothing is open."""

@@ -72,6 +72,13 @@ class MemoryStore:
             self._submissions.pop(submission.id, None)
             self._submissions[submission.id] = submission
 
+    def unwritten(self) -> int:
+        """Nothing: there are no statements."""
+        return 0
+
+    def write(self) -> None:
+        """Do nothing: `apply` has done it."""
+
     def commit(self) -> None:
         """Show readers what was applied."""
         with self._lock:

@@ -31,7 +31,8 @@ from greenroom.stores.sqlite_opening import (
 from greenroom.stores.sqlite_reader import (
     JOB_COLUMNS, JOB_COLUMNS_WHOLE_PAYLOAD, JOBS_AND_LANES, Query, SqliteReader, job_from_row, jobs_by_id, lane_counts,
     next_number, number, payloads_by_id, with_payload)
-from greenroom.stores.sums import data_sum, record_sum, row_sum
+from greenroom.stores.sqlite_rows import Rows
+from greenroom.stores.sums import record_sum
 
 log = logging.getLogger(__name__)
 
@@ -55,23 +56,6 @@ CHECK_S = 2.0
 LOOK_FACTOR = 4
 PRUNE_BYTES = 4 * 1024 * 1024
 SWEEP_REST_S_PER_ROW = 10e-6
-
-_RECORDED = tuple(int(State.QUEUED) if state == State.RUNNING else state for state in range(7))  # state -> on disk
-_FIRST_FINISHED = int(State.COMPLETED)
-
-_INSERT = """INSERT INTO jobs (id, lane, state, finished_at, worker, rank, priority, place, raw, submitted_at, run_at,
-    started_at, fence, attempt, payload_bytes, payload, row_sum, payload_sum)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
-
-# All that may change, for every kind of change. A shorter one for finishes saves 0.2 µs of 3.3, and loses the place of a
-# job that fell due and finished in one batch; the indexes are visited in either case, as the state is in their conditions.
-_UPDATE = """UPDATE jobs SET state = ?, finished_at = ?, worker = ?, rank = ?, priority = ?, place = ?, cancel_requested = ?,
-    run_at = ?, started_at = ?, fence = ?, attempt = ?, crashes = ?, requeues = ?, result_bytes = ?, result_raw = ?,
-    result = ?, error = ?, row_sum = ?, result_sum = ? WHERE id = ?"""
-
-_COUNT = """UPDATE lanes SET scheduled = scheduled + ?, queued = queued + ?, requeued = requeued + ?,
-    completed = completed + ?, failed = failed + ?, cancelled = cancelled + ?, waiting_bytes = waiting_bytes + ?
-    WHERE id = ?"""
 
 _TAKE = f"""SELECT {JOB_COLUMNS_WHOLE_PAYLOAD} FROM {JOBS_AND_LANES}
     WHERE jobs.lane = ? AND jobs.state = 2 AND jobs.rank > ? AND jobs.id NOT IN (SELECT job FROM damaged)
@@ -131,9 +115,8 @@ class SqliteStore:
         self._db: apsw.Connection | None = None
         self._lock_file = -1
         self._query: Query  # set by open
-        self._lanes: dict[tuple[str, str], int] = {}  # (queue, task) -> id in the table
+        self._rows = Rows()
         self._log_pages = 0  # in the log after the latest COMMIT
-        self._finished = 0  # finished jobs on disk
         self._pruned = 0  # finished jobs deleted so far
         self._sweep: _Sweep | None = None  # while one goes on
         self._sweep_at = 0.0  # the next one begins no sooner
@@ -169,31 +152,28 @@ class SqliteStore:
 
     @_guarded
     def apply(self, jobs: list[Job], submissions: list[Submission]) -> None:
-        """Write these jobs and submissions into the open transaction."""
-        self._begin()
-        new, changed = [], []
-        for job in jobs:
-            if not job.stored_state:
-                new.append(job)
-                if job.state < _FIRST_FINISHED and not (job.crashes or job.requeues or job.cancel_requested):
-                    continue  # the usual case: all that a new job has is in its INSERT
-            changed.append(job)
-        self._count(jobs)
-        if new:
-            self._insert(new)
-        if changed:
-            self._update(changed)
-        leased = [job for job in jobs if job.checkpoint or job.stored_lease]
-        if leased:
-            self._record_leases(leased)
-        if submissions:
-            self._db.executemany(
-                "INSERT OR REPLACE INTO submissions (id, body_hash, outcome, created_at, sum) VALUES (?, ?, ?, ?, ?)",
-                [(*submission, record_sum(*submission)) for submission in submissions])
+        """Note what to write of these jobs and submissions."""
+        self._rows.add(jobs)
+        self._rows.add_submissions(submissions)
+
+    def unwritten(self) -> int:
+        """Jobs applied whose statements have not run."""
+        return self._rows.count
+
+    @_guarded
+    def write(self) -> None:
+        """Run the statements of what was applied."""
+        self._write()
+
+    def _write(self) -> None:
+        if self._rows:
+            self._begin()
+            self._rows.write(self._db.execute)
 
     @_guarded
     def commit(self) -> None:
         """Make everything applied durable; returns after the fsync."""
+        self._write()
         if self._db.in_transaction:
             self._db.execute("COMMIT")
             if self._log_pages >= CHECKPOINT_PAGES:
@@ -214,17 +194,20 @@ class SqliteStore:
     @_guarded
     def take(self, queue: str, task: str, after_rank: int, limit: int) -> list[Job]:
         """Return up to `limit` jobs queued in this lane, with payloads, by rank from `after_rank` (not included)."""
-        lane = self._lanes.get((queue, task))
+        self._write()
+        lane = self._rows.lanes.get((queue, task))
         return [] if lane is None else [with_payload(row) for row in self._query(_TAKE, (lane, after_rank, limit))]
 
     @_guarded
     def take_scheduled(self, after: tuple[float, int], limit: int) -> list[Job]:
         """Return up to `limit` scheduled jobs, with payloads, by (run_at, id) from `after` (not included)."""
+        self._write()
         return [with_payload(row) for row in self._query(_TAKE_SCHEDULED, (*after, limit))]
 
     @_guarded
     def load(self, ids: list[int], *, small: bool = False) -> dict[int, Job | Lost]:
         """Return each job, with what was applied, or Lost; whole, or without large payloads and results."""
+        self._write()
         found = jobs_by_id(self._query, ids, payload=True, small=small)
         for job_id, fence in self._query("SELECT job, fence FROM leases WHERE job IN (SELECT value FROM json_each(?))",
                                          (json.dumps(ids),)):
@@ -234,11 +217,13 @@ class SqliteStore:
     @_guarded
     def payloads(self, ids: list[int]) -> dict[int, bytes]:
         """Return the payloads of these jobs; those without a row, or that do not match their sum, are left out."""
+        self._write()
         return payloads_by_id(self._query, ids)
 
     @_guarded
     def submission(self, submission_id: bytes) -> Submission | None:
         """Return what was recorded under this id, or None; with an empty outcome if it does not match its sum."""
+        self._write()
         rows = self._query("SELECT id, body_hash, CAST(outcome AS BLOB), created_at, sum FROM submissions WHERE id = ?",
                            (submission_id,))
         if not rows:
@@ -250,17 +235,19 @@ class SqliteStore:
     @_guarded
     def set_aside(self, damaged: list[Damaged]) -> None:
         """Record that these waiting jobs are damaged; their rows stay as they are."""
+        self._write()
         self._begin()
         for record in damaged:
             self._db.execute("INSERT OR IGNORE INTO damaged (job, what, seen_at) VALUES (?, ?, ?)", record[:3])
             if self._db.changes():
                 self._db.execute("DELETE FROM leases WHERE job = ?", (record.job,))
                 self._db.execute(_SET_ASIDE, (record.state == State.SCHEDULED, record.state == State.QUEUED, record.payload_bytes,
-                                              self._lanes[record.queue, record.task]))
+                                              self._rows.lanes[record.queue, record.task]))
 
     @_guarded
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, a slice a call; 0 when there is nothing more to do now."""
+        self._write()
         return self._prune_submissions(now, limit) + self._prune_jobs(now, limit)
 
     def reader(self) -> SqliteReader:
@@ -314,7 +301,7 @@ class SqliteStore:
         self._restore_lanes()
         lanes = lane_counts(self._query)
         self._restore_numbers()
-        self._finished = sum(lane.completed + lane.failed + lane.cancelled for lane in lanes) - self._pruned
+        self._rows.finished = sum(lane.completed + lane.failed + lane.cancelled for lane in lanes) - self._pruned
         self._sweep, self._sweep_at, self._oldest = None, 0.0, 0.0
         damaged = dict(self._query("SELECT job, what FROM damaged", ()))
         cancelled = [job for job in map(job_from_row, self._query(_CANCELLED, ())) if not job.damage and job.id not in damaged]
@@ -331,14 +318,15 @@ class SqliteStore:
 
     def _restore_lanes(self) -> None:
         """Learn the lanes' ids; a lane whose name was changed by a flipped bit would hand its jobs to the wrong task."""
-        self._lanes = {}
+        self._rows = Rows()
         for lane, queue, task, expected in self._query("SELECT id, queue, task, sum FROM lanes", ()):
             if expected is None:  # from schema 1
                 self._begin()
                 self._db.execute("UPDATE lanes SET sum = ? WHERE id = ?", (record_sum(lane, queue, task), lane))
             elif expected != record_sum(lane, queue, task):
                 raise StoreError(f"{self._path} is damaged: the name of lane {lane}; nothing was changed")
-            self._lanes[queue, task] = lane
+            self._rows.lanes[queue, task] = lane
+            self._rows.last_lane = max(self._rows.last_lane, lane)
 
     def _restore_leases(self) -> list[StoredLease]:
         leases = []
@@ -383,84 +371,6 @@ class SqliteStore:
     def _set_number(self, name: str, value: int) -> None:
         self._db.execute("UPDATE meta SET value = ?, sum = ? WHERE name = ?", (value, record_sum(name, value), name))
 
-    def _insert(self, jobs: list[Job]) -> None:
-        lanes = self._lanes
-        self._db.executemany(_INSERT, [
-            (job.id, lanes[job.queue, job.task], _RECORDED[job.state], job.finished_at, job.worker, job.rank, job.priority,
-             job.place, job.raw, job.submitted_at, job.run_at, job.started_at, job.fence, job.attempt, job.payload_bytes,
-             job.payload if job.payload_bytes <= SMALL_BYTES else None, row_sum(job, _RECORDED[job.state], None),
-             data_sum(job.id, job.payload)) for job in jobs])
-        large = [(job.id, job.payload) for job in jobs if job.payload_bytes > SMALL_BYTES]
-        if large:
-            self._db.executemany("INSERT INTO payloads (job, data) VALUES (?, ?)", large)
-
-    def _update(self, jobs: list[Job]) -> None:
-        rows, large = [], []
-        for job in jobs:
-            result, error = job.result, job.error
-            job.result_bytes = size = 0 if result is None else len(result)
-            if size > SMALL_BYTES:
-                large.append((job.id, result))
-                result = None
-            error = None if error is None else json.dumps(error)
-            result_sum = None if job.result is None else data_sum(job.id, job.result)
-            recorded = _RECORDED[job.state]
-            rows.append((recorded, job.finished_at, job.worker, job.rank, job.priority, job.place,
-                         job.cancel_requested, job.run_at, job.started_at, job.fence, job.attempt, job.crashes,
-                         job.requeues, size, job.result_raw, result, error, row_sum(job, recorded, error), result_sum, job.id))
-        self._db.executemany(_UPDATE, rows)
-        if large:
-            self._db.executemany("INSERT OR REPLACE INTO results (job, data) VALUES (?, ?)", large)
-
-    def _count(self, jobs: Iterable[Job]) -> None:
-        """Move the lanes' counters from what was on disk to what will be, and note it in the jobs."""
-        # by lane: change by state, then of waiting_bytes; place 0 (no row) is not kept, place 3 counts requeues
-        deltas: dict[tuple[str, str], list[int]] = {}
-        for job in jobs:
-            key = job.queue, job.task
-            delta = deltas.get(key)
-            if delta is None:
-                delta = deltas[key] = [0] * 8
-            stored, recorded = job.stored_state, _RECORDED[job.state]
-            delta[stored] -= 1
-            delta[recorded] += 1
-            if job.requeues != job.stored_requeues:
-                delta[3] += job.requeues - job.stored_requeues
-                job.stored_requeues = job.requeues
-            if recorded >= _FIRST_FINISHED:
-                if 0 < stored < _FIRST_FINISHED:
-                    delta[7] -= job.payload_bytes
-                if stored < _FIRST_FINISHED:  # else written again: it finished while a batch that it was in was being applied
-                    self._finished += 1
-            elif not stored:
-                delta[7] += job.payload_bytes
-            job.stored_state = recorded
-        lanes = self._lanes
-        for key in deltas:
-            if key not in lanes:
-                lane = self._db.execute("SELECT ifnull(max(id), 0) + 1 FROM lanes").get
-                self._db.execute("INSERT INTO lanes (id, queue, task, sum) VALUES (?, ?, ?, ?)",
-                                 (lane, *key, record_sum(lane, *key)))
-                lanes[key] = lane
-        moved = [(*delta[1:], lanes[key]) for key, delta in deltas.items() if any(delta[1:])]
-        if moved:
-            self._db.executemany(_COUNT, moved)
-
-    def _record_leases(self, jobs: list[Job]) -> None:
-        held, gone = [], []
-        for job in jobs:
-            lease = job.lease if job.state == State.RUNNING else None
-            if lease is not None and job.checkpoint:
-                row = (job.id, lease.fence, lease.instance, lease.worker.encode(), lease.granted_at)
-                held.append((*row[:3], lease.worker, lease.granted_at, record_sum(*row)))
-                job.stored_lease = lease.fence
-            elif job.stored_lease and (lease is None or lease.fence != job.stored_lease):
-                gone.append((job.id,))
-                job.stored_lease = 0
-        self._db.executemany("INSERT OR REPLACE INTO leases (job, fence, instance, worker, granted_at, sum) VALUES (?, ?, ?, ?, ?, ?)",
-                             held)
-        self._db.executemany("DELETE FROM leases WHERE job = ?", gone)
-
     def _prune_submissions(self, now: float, limit: int) -> int:
         old = self._query("SELECT id FROM submissions WHERE created_at <= ? ORDER BY created_at LIMIT ?",
                           (now - SUBMISSION_KEPT_S, limit))
@@ -493,10 +403,10 @@ class SqliteStore:
         return looked
 
     def _begin_sweep(self, now: float) -> _Sweep | None:
-        excess = self._finished - self._retention.count
+        excess = self._rows.finished - self._retention.count
         age_s = self._retention.age_s
         cutoff = now - (min(age_s, COUNT_KEEPS_S) if excess > 0 else age_s)
-        if self._finished == 0 or now < self._sweep_at or self._oldest > cutoff:
+        if self._rows.finished == 0 or now < self._sweep_at or self._oldest > cutoff:
             return None
         self._sweep = _Sweep(cutoff, now - age_s, excess, now)
         return self._sweep
@@ -528,7 +438,7 @@ class SqliteStore:
             self._db.executemany("DELETE FROM results WHERE job = ?", large_results)
             self._pruned += len(gone)
             self._set_number("pruned", self._pruned)
-            self._finished -= len(gone)
+            self._rows.finished -= len(gone)
         return len(found) == limit or large_bytes > PRUNE_BYTES
 
 

@@ -369,6 +369,7 @@ def test_windows_use_their_index_and_never_sort(store: SqliteStore) -> None:
 def test_unexpected_kinds_of_values_are_refused_by_the_table(store: SqliteStore) -> None:
     job, = new_jobs(store, 1)
     job.state = State.COMPLETED  # without finished_at
+    store.apply([job], [Submission(b"s" * 16, b"h" * 16, "{}", 1.0)])
 
     with pytest.raises(StoreError, match="CHECK"):
-        store.apply([job], [Submission(b"s" * 16, b"h" * 16, "{}", 1.0)])
+        store.write()
