@@ -23,7 +23,7 @@ from typing import Protocol
 from greenroom.effects import Delivery, Effects
 from greenroom.engine import Engine
 from greenroom.errors import GreenroomError, UnknownOutcomeError
-from greenroom.job import SMALL_BYTES, Job, State
+from greenroom.job import RUNNING, SMALL_BYTES, Job
 from greenroom.records import Damaged, Lost, Submission
 from greenroom.sessions import Lease
 from greenroom.stores import Store
@@ -153,28 +153,36 @@ class Batches:
     def collect(self) -> None:
         """Take what the engine wants done since the last call. Must follow every call that may have had effects."""
         effects = self.engine.effects
-        self.engine.effects = Effects()
-        batch = self._gathering
+        # Most calls want one or two things; a whole new record a call would cost as much as all else here.
         if effects.dirty:
+            dirty, effects.dirty = effects.dirty, {}
             self._note_rows()
-            batch.dirty.update(effects.dirty)
+            self._gathering.dirty.update(dirty)
+        if effects.deliveries:
+            deliveries, effects.deliveries = effects.deliveries, []
+            for delivery in deliveries:
+                self._deliver(delivery)
+                for job in delivery.jobs:
+                    if job.stored_state and job.payload_bytes > SMALL_BYTES:
+                        _forget_payload(job)
+        if effects.finished:
+            finished, effects.finished = effects.finished, []
+            for peer, request_id, answer in self.waits.finished(finished):
+                self.hold(peer, request_id, answer)
+        if effects.is_unusual:
+            self.engine.effects = Effects()
+            self._collect_unusual(effects)
+
+    def _collect_unusual(self, effects: Effects) -> None:
         if effects.damaged:
             self._note_rows()
-            batch.damaged.extend(effects.damaged)
+            self._gathering.damaged.extend(effects.damaged)
             for record in effects.damaged:
                 log.error("job %d is damaged: its %s does not match the checksum; it is set aside (docs/operations.md, Damage)",
                           record.job, record.what)
-        for delivery in effects.deliveries:
-            self._deliver(delivery)
-            for job in delivery.jobs:
-                if job.stored_state:
-                    _forget_payload(job)
         for notice in effects.notices:
             if notice.session.conn is not None:
                 self._leave(notice.session.conn, None, {"notice": notice.kind, "leases": notice.leases})
-        if effects.finished:
-            for peer, request_id, answer in self.waits.finished(effects.finished):
-                self.hold(peer, request_id, answer)
         for session in effects.closes:
             self._leave(None, None, session.conn.replaced)
         if effects.refills or effects.wants_scheduled:
@@ -351,7 +359,8 @@ class Batches:
             jobs = self._to_apply.popleft()
             self.store.apply(jobs, [])
             for job in jobs:
-                _forget_payload(job)
+                if job.payload_bytes > SMALL_BYTES:
+                    _forget_payload(job)
             if self._wants_store or not self._to_apply and self.store.unwritten() < THREAD_JOBS:
                 self.store.write()
         return not self._to_apply
@@ -489,7 +498,7 @@ def _slices(dirty: dict[int, Job]) -> Iterator[list[Job]]:
 
 def _forget_payload(job: Job) -> None:
     """Let go of a large payload that the store has and a worker got: it is read again if the job comes back."""
-    if job.payload_bytes > SMALL_BYTES and job.state is State.RUNNING:
+    if job.state is RUNNING:
         job.payload = None
 
 

@@ -218,11 +218,13 @@ class Desk:
         self.replan()
 
     def _remember(self, jobs: list[Job]) -> None:
+        recent, size = self._recent, 0
         for job in jobs:
-            self._recent[job.id] = job
-            self._recent_bytes += job.payload_bytes
+            recent[job.id] = job
+            size += job.payload_bytes
             if job.result is not None:
-                self._recent_bytes += len(job.result)
+                size += len(job.result)
+        self._recent_bytes += size
         if len(self._recent) > RECENT_JOBS or self._recent_bytes > RECENT_BYTES:
             self._recent_before, self._recent, self._recent_bytes = self._recent, {}, 0
 

@@ -55,3 +55,8 @@ class Effects:
         self.refills: list[Lane] = []
         self.wants_scheduled = False
         self.damaged: list[Damaged] = []
+
+    @property
+    def is_unusual(self) -> bool:
+        """True if anything is wished for but rows, deliveries and news of finished jobs."""
+        return bool(self.notices or self.closes or self.refills or self.wants_scheduled or self.damaged)

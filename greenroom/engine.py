@@ -15,7 +15,7 @@ from typing import NamedTuple
 from greenroom.effects import Delivery, Notice
 from greenroom.errors import BusyError, DrainingError, FinishedError, FullError, GoneError, NotFoundError
 from greenroom.groups import Group
-from greenroom.job import FINISHED_STATES, Job, JobOptions, NewJob, State, rank_of
+from greenroom.job import CANCELLED, FAILED, FINISHED_STATES, QUEUED, RUNNING, SCHEDULED, Job, JobOptions, NewJob, State, rank_of
 from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
 from greenroom.leases import LeaseRules, damaged_error
 from greenroom.sessions import Parked, Session
@@ -50,7 +50,7 @@ class Engine(LeaseRules):
         for job in restored.cancelled:
             self._attach(job)
             self._leave_waiting(job)
-            self._finish(job, State.CANCELLED, now)
+            self._finish(job, CANCELLED, now)
         self.aside.update(restored.damaged)
         for job_id, what in restored.damaged.items():
             self.note_damage(job_id, what)
@@ -130,16 +130,16 @@ class Engine(LeaseRules):
         self.waiting_bytes += size
         lane.waiting_bytes += size
         if run_at is not None and run_at > now:
-            lane.count(State.SCHEDULED, len(jobs))
+            lane.count(SCHEDULED, len(jobs))
             for job in jobs:
-                job.state = State.SCHEDULED
+                job.state = SCHEDULED
                 self._schedule(job)
         elif lane.edge is None:
             self._enqueue_all(jobs, lane, size)
         else:
             for job in jobs:
                 self._enqueue_new(job, job.id)
-                lane.count(State.QUEUED, 1)  # one by one: the next one's place depends on it
+                lane.count(QUEUED, 1)  # one by one: the next one's place depends on it
         return jobs
 
     def _enqueue_all(self, jobs: list[Job], lane: Lane, size: int) -> None:
@@ -150,7 +150,7 @@ class Engine(LeaseRules):
             job.rank = base + job.id
             self.jobs[job.id] = job
         lane.extend(jobs, size)
-        lane.count(State.QUEUED, len(jobs))
+        lane.count(QUEUED, len(jobs))
         self._offer(lane, jobs[0].rank)
 
     def _schedule(self, job: Job) -> None:
@@ -188,14 +188,14 @@ class Engine(LeaseRules):
             if job.state in FINISHED_STATES:
                 raise FinishedError(f"job {job_id} is already {job.state.label}")
             self._attach(job)
-        if job.state is State.RUNNING:
+        if job.state is RUNNING:
             if not job.cancel_requested:
                 job.cancel_requested = True
                 self.effects.dirty[job.id] = job
                 self.effects.notices.append(Notice(job.lease.session, "cancel", [(job.id, job.lease.fence)]))
             return "requested"
         self._leave_waiting(job)
-        self._finish(job, State.CANCELLED, now)
+        self._finish(job, CANCELLED, now)
         return "cancelled"
 
     @staticmethod
@@ -216,7 +216,7 @@ class Engine(LeaseRules):
     def _leave_waiting(self, job: Job) -> None:
         """Take a scheduled or queued job out of its window, wherever it is; the caller finishes it."""
         in_memory = job.id in self.jobs
-        if job.state is State.SCHEDULED:
+        if job.state is SCHEDULED:
             self.scheduled.remove(job, in_memory=in_memory)
             self._ask_scheduled()
         elif in_memory:
@@ -373,7 +373,7 @@ class Engine(LeaseRules):
                 if job.id in self.jobs:
                     edge = job.rank if job.damage is None else edge
                 elif job.damage is not None:
-                    self._set_aside(job, lane, State.QUEUED, now)
+                    self._set_aside(job, lane, QUEUED, now)
                 else:
                     edge = job.rank
                     job.lane = lane
@@ -396,7 +396,7 @@ class Engine(LeaseRules):
         """Give queued jobs in memory the payloads they lack; one whose payload the store could not give is set aside."""
         for job_id in ids:
             job = self.jobs.get(job_id)
-            if job is None or job.payload is not None or job.state is not State.QUEUED:
+            if job is None or job.payload is not None or job.state is not QUEUED:
                 continue
             if job_id in payloads:
                 job.payload = payloads[job_id]
@@ -405,8 +405,8 @@ class Engine(LeaseRules):
             job.damage = "payload"
             job.lane.remove(job)
             del self.jobs[job_id]
-            self._set_aside(job, job.lane, State.QUEUED, now)
-            job.state = State.FAILED  # of this forgotten object alone: its entry in the lane is skipped like a finished job's
+            self._set_aside(job, job.lane, QUEUED, now)
+            job.state = FAILED  # of this forgotten object alone: its entry in the lane is skipped like a finished job's
 
     def _set_aside(self, job: Job, lane: Lane, counted: State, now: float) -> None:
         """Count a damaged job out of its lane and have the store do the same. Its fields mean nothing but for its id."""
@@ -457,7 +457,7 @@ class Engine(LeaseRules):
                 lane = self._lane_that_counts(job)
                 if lane is not None:
                     self.scheduled.total -= job.id not in self.aside
-                    self._set_aside(job, lane, State.SCHEDULED, now)
+                    self._set_aside(job, lane, SCHEDULED, now)
             else:
                 edge = (job.run_at, job.id)
                 self._attach(job)
@@ -469,9 +469,9 @@ class Engine(LeaseRules):
     def _lane_that_counts(self, job: Job) -> Lane | None:
         """Return the lane among whose scheduled jobs a damaged one is; any other that has some if its names can't be believed."""
         lane = self.lanes.get((job.queue, job.task))
-        if lane is not None and lane.counts[State.SCHEDULED] > 0:
+        if lane is not None and lane.counts[SCHEDULED] > 0:
             return lane
-        return next((lane for lane in self.lanes.values() if lane.counts[State.SCHEDULED] > 0), None)
+        return next((lane for lane in self.lanes.values() if lane.counts[SCHEDULED] > 0), None)
 
     def _ask_scheduled(self) -> None:
         if self.scheduled.wants_refill and not self.scheduled.is_filling:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Collection
 from heapq import heapify, heappop, heappush, nsmallest
 
-from greenroom.job import Job, State, rank_of
+from greenroom.job import QUEUED, RUNNING, SCHEDULED, Job, State, rank_of
 
 #: An edge below every rank: after a restart a lane has everything in the store and nothing in memory.
 BELOW_ALL = rank_of(-1001, 0)
@@ -159,17 +159,17 @@ class Lane:
     @property
     def in_store(self) -> int:
         """Queued jobs that only the store has."""
-        return self.counts[State.QUEUED] - self.in_memory
+        return self.counts[QUEUED] - self.in_memory
 
     @property
     def mean_bytes(self) -> int:
         """Mean payload of the jobs that wait."""
-        return self.waiting_bytes // max(1, self.counts[State.QUEUED] + self.counts[State.SCHEDULED])
+        return self.waiting_bytes // max(1, self.counts[QUEUED] + self.counts[SCHEDULED])
 
     @property
     def is_idle(self) -> bool:
         """True when nothing of this lane waits or runs."""
-        return not (self.counts[State.QUEUED] or self.counts[State.RUNNING] or self.counts[State.SCHEDULED])
+        return not (self.counts[QUEUED] or self.counts[RUNNING] or self.counts[SCHEDULED])
 
     @property
     def wants_refill(self) -> bool:
@@ -236,7 +236,7 @@ class Lane:
     def head(self) -> Job | None:
         """Return the first job in memory, or None. Its payload may have to be loaded first (`payload` None)."""
         returned = self._returned
-        while returned and returned[0][2].state is not State.QUEUED:
+        while returned and returned[0][2].state is not QUEUED:
             heappop(returned)
             self._stale -= 1
         first = self._first_in_bands()
@@ -260,7 +260,7 @@ class Lane:
         while self._priorities:
             band = self._bands[self._priorities[0]]
             while band:
-                if band[0].state is State.QUEUED:
+                if band[0].state is QUEUED:
                     return band[0]
                 band.popleft()
                 self._stale -= 1
@@ -303,14 +303,14 @@ class Lane:
 
     def _compact(self, leaving: Job) -> None:
         for priority in list(self._priorities):
-            band = deque(job for job in self._bands[priority] if job.state is State.QUEUED and job is not leaving)
+            band = deque(job for job in self._bands[priority] if job.state is QUEUED and job is not leaving)
             if band:
                 self._bands[priority] = band
             else:
                 del self._bands[priority]
                 self._priorities.remove(priority)
         self._returned = [entry for entry in self._returned
-                          if entry[2].state is State.QUEUED and entry[2] is not leaving]
+                          if entry[2].state is QUEUED and entry[2] is not leaving]
         heapify(self._returned)
         self._stale = 0
 
@@ -327,7 +327,7 @@ class Lane:
         dropped: list[Job] = []
         while len(dropped) < count and self.in_memory > keep:
             job = self._pop_last()
-            if job.state is State.QUEUED:
+            if job.state is QUEUED:
                 self._count_out(job)
                 self.edge = job.rank - 1
                 dropped.append(job)
@@ -348,7 +348,7 @@ class Lane:
         ids: list[int] = []
         size = 0
         for _, _, job in nsmallest(SLICE_ROWS, self._returned):
-            if job.payload is None and job.state is State.QUEUED:
+            if job.payload is None and job.state is QUEUED:
                 size += job.payload_bytes
                 if ids and size > SLICE_BYTES:
                     break
@@ -358,4 +358,4 @@ class Lane:
     def queued_jobs(self) -> list[Job]:
         """Return the jobs in memory in order: for tests and checks, not for the hot path."""
         jobs = [job for band in self._bands.values() for job in band] + [entry[2] for entry in self._returned]
-        return sorted((job for job in jobs if job.state is State.QUEUED), key=lambda job: job.rank)
+        return sorted((job for job in jobs if job.state is QUEUED), key=lambda job: job.rank)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from greenroom.effects import Effects
 from greenroom.errors import DamagedError, GoneError, GreenroomError, LeaseLostError, NotFoundError
 from greenroom.groups import Groups
-from greenroom.job import Job, State, move, move_all
+from greenroom.job import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, State, move, move_all
 from greenroom.lanes import Lane, Window
 from greenroom.number_blocks import Numbers
 from greenroom.records import Lost, SettleItem, StoredLease
@@ -181,7 +181,7 @@ class LeaseRules:
         job = stored.job
         self._attach(job)
         self.jobs[job.id] = job
-        move(job, State.RUNNING)
+        move(job, RUNNING)
         self._count_waiting(job, -1)
         job.lease = session.leases[job.id] = Lease(job, stored.fence, session, stored.granted_at)
         self.leases += 1
@@ -204,7 +204,7 @@ class LeaseRules:
 
     def _grant(self, jobs: list[Job], lane: Lane, session: Session, now: float) -> None:
         """Lease jobs that were just taken out of their lane."""
-        move_all(jobs, lane, State.RUNNING)
+        move_all(jobs, lane, RUNNING)
         size = 0
         for job, fence in zip(jobs, self.fences.take_many(len(jobs))):
             size += job.payload_bytes
@@ -258,23 +258,23 @@ class LeaseRules:
         if item.outcome == "ack":
             session.done += 1
             job.result, job.result_raw = item.result, item.raw
-            self._finish(job, State.COMPLETED, now)
+            self._finish(job, COMPLETED, now)
         elif item.outcome == "fail":
             session.failed += 1
             job.error = item.error
-            self._finish(job, State.CANCELLED if job.cancel_requested else State.FAILED, now)
+            self._finish(job, CANCELLED if job.cancel_requested else FAILED, now)
         else:
             self._requeue(job, now, item.outcome)
 
     def _settle_late(self, job: Job, item: SettleItem, now: float) -> str | LeaseLostError:
         """Settle under a lease that ended. Accepted as long as nobody else got the job."""
-        if job.state is State.QUEUED and job.fence == item.fence:
+        if job.state is QUEUED and job.fence == item.fence:
             if item.outcome in ("nack", "unbegun", "crash"):
                 return "REPEATED"
             if job.late_fence == item.fence:
                 job.lane.remove(job)
                 job.result, job.result_raw, job.error = item.result, item.raw, item.error
-                self._finish(job, State.COMPLETED if item.outcome == "ack" else State.FAILED, now)
+                self._finish(job, COMPLETED if item.outcome == "ack" else FAILED, now)
                 return "OK"
         return LeaseLostError(f"job {job.id} is not held under fence {item.fence}")
 
@@ -335,12 +335,12 @@ class LeaseRules:
             job.crashes += 1
             session.lost += 1
         if job.cancel_requested:
-            self._finish(job, State.CANCELLED, now)
+            self._finish(job, CANCELLED, now)
             return
         if is_crash and job.crashes >= MAX_CRASHES:
             job.error = {"name": "CrashLoop", "traceback": "",
                          "message": f"crash loop: {job.crashes} leases were lost, the last by {job.worker}"}
-            self._finish(job, State.FAILED, now)
+            self._finish(job, FAILED, now)
             return
         self._end_lease(job)
         lane = job.lane
@@ -351,7 +351,7 @@ class LeaseRules:
             lane.requeues += 1
             self.requeues += 1
         is_held = lane.may_hold(job.rank)
-        move(job, State.QUEUED)
+        move(job, QUEUED)
         self._count_waiting(job, +1)
         self.effects.dirty[job.id] = job
         if is_held:
@@ -374,7 +374,7 @@ class LeaseRules:
 
     def _finish(self, job: Job, to: State, now: float) -> None:
         """Move a job to a final state, from wherever the caller has taken it out."""
-        if job.state is State.RUNNING:
+        if job.state is RUNNING:
             self._end_lease(job)
         else:
             self._count_waiting(job, -1)
@@ -444,7 +444,7 @@ class LeaseRules:
             if job is None:
                 break
             self._enqueue_new(job, self.ids.take())
-            move(job, State.QUEUED)
+            move(job, QUEUED)
             self.effects.dirty[job.id] = job
             self._returned[job.lane] = None
             left -= 1
@@ -539,8 +539,8 @@ def _settle_finished(item: SettleItem, found: Job | Lost) -> str | GreenroomErro
         return NotFoundError(f"no job {item.job}")
     if found.damage is not None:
         return damaged_error(found)
-    repeats = {"ack": (State.COMPLETED,), "fail": (State.FAILED, State.CANCELLED), "nack": (State.QUEUED, State.CANCELLED),
-               "unbegun": (State.QUEUED, State.CANCELLED), "crash": (State.QUEUED, State.CANCELLED, State.FAILED)}
+    repeats = {"ack": (COMPLETED,), "fail": (FAILED, CANCELLED), "nack": (QUEUED, CANCELLED),
+               "unbegun": (QUEUED, CANCELLED), "crash": (QUEUED, CANCELLED, FAILED)}
     if found.fence == item.fence and found.state in repeats[item.outcome]:
         return "REPEATED"
     return LeaseLostError(f"job {item.job} is not held under fence {item.fence}")

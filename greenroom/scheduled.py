@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-from greenroom.job import Job, State
+from greenroom.job import SCHEDULED, Job
 
 #: Jobs in memory. Sorting so many, once when the window overflows, takes about 2 ms.
 MAX_IN_MEMORY = 10_000
@@ -67,7 +67,7 @@ class Scheduled:
 
     def shrink(self) -> list[Job]:
         """Send the later half back to the store; returns the jobs that went. They must be there, or on their way."""
-        self._heap = sorted(entry for entry in self._heap if entry[2].state is State.SCHEDULED)
+        self._heap = sorted(entry for entry in self._heap if entry[2].state is SCHEDULED)
         dropped: list[Job] = []
         while len(self._heap) > 1 and (self.in_memory > MAX_IN_MEMORY // 2 or self._bytes > MAX_BYTES_IN_MEMORY // 2):
             job = self._heap.pop()[2]
@@ -98,11 +98,11 @@ class Scheduled:
         if in_memory:
             self._count_out(job)
             if len(self._heap) > 64 and len(self._heap) > 2 * self.in_memory:
-                self._heap = [entry for entry in self._heap if entry[2].state is State.SCHEDULED and entry[2] is not job]
+                self._heap = [entry for entry in self._heap if entry[2].state is SCHEDULED and entry[2] is not job]
                 heapify(self._heap)
 
     def _skip_gone(self) -> None:
-        while self._heap and self._heap[0][2].state is not State.SCHEDULED:
+        while self._heap and self._heap[0][2].state is not SCHEDULED:
             heappop(self._heap)
 
     def _count_out(self, job: Job) -> None:

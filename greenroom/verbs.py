@@ -18,7 +18,7 @@ from greenroom.engine import Engine
 from greenroom.errors import (
     BusyError, DamagedError, DrainingError, FullError, GreenroomError, InternalError, KeyConflictError, StoreFullError,
     TooLargeError)
-from greenroom.job import FINISHED_STATES, STATE_BY_LABEL, Job, NewJob, State, parse_new_job
+from greenroom.job import FINISHED_STATES, RUNNING, STATE_BY_LABEL, Job, NewJob, parse_new_job
 from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_list, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
 from greenroom.sessions import Session
@@ -117,6 +117,9 @@ def _submit(desk: Desk, caller: Caller, request: Request) -> None:
 
 def _parts(desk: Desk, items: list) -> Iterator[list]:
     """Cut a long list into parts that take a millisecond at most, and let the hub breathe between them."""
+    if len(items) <= STEP_ITEMS:
+        yield items
+        return
     for first in range(0, len(items), STEP_ITEMS):
         if first:
             desk.breathe_if_due()
@@ -384,7 +387,7 @@ def _jobs(desk: Desk, caller: Caller, request: Request) -> None:
     fields = request.fields
     filters = {name: fields[name] for name in ("queue", "task", "worker") if fields[name] is not None}
     before, limit, state = fields["before"], fields["limit"], fields["state"]
-    if state == State.RUNNING.label:
+    if state == RUNNING.label:
         jobs, next_id = views.running_page(desk.engine, filters, before, limit, desk.breathe_if_due)
     else:
         desk.wait_for_commit(5.0)

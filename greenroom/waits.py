@@ -62,6 +62,8 @@ class Waits:
 
     def finished(self, jobs: list[Job]) -> list[tuple[Any, int, dict]]:
         """Return (peer, request id, answer) for the waits that these jobs end."""
+        if not self._by_job:
+            return []
         ended: dict[Wait, None] = {}
         for job in jobs:
             for wait in self._by_job.get(job.id, ()):

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable
 from itertools import chain
 
-from greenroom.job import SMALL_BYTES, Job, State
+from greenroom.job import COMPLETED, QUEUED, RUNNING, SMALL_BYTES, Job
 from greenroom.records import Submission
 from greenroom.stores.sums import data_sum, lane_seed, record_sum, row_sum, row_sum_of_new
 
@@ -22,8 +22,8 @@ Execute = Callable[[str, "list | tuple"], object]
 #: Rows of one statement: the largest, and its halves for what is left. apsw keeps no statement prepared whose text is above 16 KiB.
 MOST_ROWS = 256
 
-_RECORDED = tuple(int(State.QUEUED) if state == State.RUNNING else state for state in range(7))  # state -> on disk
-_FIRST_FINISHED = int(State.COMPLETED)
+_RECORDED = tuple(int(QUEUED) if state == RUNNING else state for state in range(7))  # state -> on disk
+_FIRST_FINISHED = int(COMPLETED)
 _REQUEUED, _WAITING_BYTES = 3, 7  # places in a lane's changes: state 3 is never recorded, 7 is no state
 
 _INSERT = ("""INSERT INTO jobs (id, lane, state, finished_at, worker, rank, priority, place, raw, submitted_at, run_at,
@@ -122,7 +122,7 @@ class Rows:
         if job.payload_bytes > SMALL_BYTES:
             self._payloads += (job.id, payload)
             payload = None
-        is_new = not job.fence and recorded == State.QUEUED and job.run_at is None and not job.cancel_requested
+        is_new = not job.fence and recorded == QUEUED and job.run_at is None and not job.cancel_requested
         self._inserts += (
             job.id, lane, recorded, job.finished_at, job.worker, job.rank, job.priority, job.place, job.raw, job.submitted_at,
             job.run_at, job.started_at, job.fence, job.attempt, job.payload_bytes, payload,
@@ -145,7 +145,7 @@ class Rows:
             row_sum(job, recorded, error), result_sum, job.id)
 
     def _note_lease(self, job: Job) -> None:
-        lease = job.lease if job.state == State.RUNNING else None
+        lease = job.lease if job.state == RUNNING else None
         if lease is not None and job.checkpoint:
             row = (job.id, lease.fence, lease.instance, lease.worker.encode(), lease.granted_at)
             self._held[job.id] = (*row[:3], lease.worker, lease.granted_at, record_sum(*row))
