@@ -1,4 +1,4 @@
-"""What the benchmarks share: a broker of their own, a lean client, percentiles, the facts of the machine, and how results are printed.
+"""What the benchmarks share: a broker of their own, a lean client, processes that load it, percentiles, the machine, how results are printed.
 
 Imported first by each script: it puts the checkout's root on the path. It measures nothing and knows no script.
 """
@@ -17,12 +17,16 @@ require("gevent", "bottle", "msgpack", "apsw", "cryptography")
 
 import argparse
 import dataclasses
+import gc
 import importlib.metadata
 import importlib.util
 import json
 import math
+import multiprocessing
+import multiprocessing.connection
 import os
 import platform
+import random
 import resource
 import select
 import shutil
@@ -32,12 +36,15 @@ import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+
+import msgpack
 
 from greenroom import config
 from greenroom.endpoint import Endpoint, find_endpoint
 from greenroom.errors import ConfigError, GreenroomError
-from greenroom.protocol import DEFAULT_LIMITS, FrameEncoder, FrameReader
+from greenroom.protocol import DEFAULT_LIMITS, HEADER, FrameEncoder
 from greenroom.tls import check_alpn
 
 #: Exit codes of the scripts: a result was wrong; wrong use or settings; nobody to connect to.
@@ -47,6 +54,10 @@ START_WITHIN_S = 20.0
 STOP_WITHIN_S = 60.0
 ANSWER_WITHIN_S = 60.0
 
+ID_BYTES = 8  # of a request's id in a packed frame
+RECORD_BYTES = 16 * 1024  # a full TLS record
+
+_fork = multiprocessing.get_context("fork")
 _encode = FrameEncoder()  # each process of a benchmark has one thread
 
 
@@ -114,13 +125,14 @@ class Broker:
     """`python broker.py` as a process with an empty store in a directory of its own and its shipped defaults. A context manager.
 
     Attributes:
-        endpoint: where it listens. pid: its process.
+        endpoint: where it listens, the same after a restart. web_port: of its page. pid: its process.
     """
 
     def __init__(self, certificates: Certificates) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="broker-", dir=certificates.directory))
-        port, web_port = _free_port(), _free_port()
-        self._flags = ["--port", str(port), "--web-port", str(web_port), "--data", str(self._folder / "data"),
+        self._data, self._log = self._folder / "data", self._folder / "broker.log"
+        port, self.web_port = _free_port(), _free_port()
+        self._flags = ["--port", str(port), "--web-port", str(self.web_port), "--data", str(self._data),
                        "--cert", str(certificates.directory / "server.crt"), "--key", str(certificates.directory / "server.key")]
         self.endpoint = find_endpoint(f"greenroom://localhost:{port}", ca=str(certificates.directory / "ca.crt"), environ={})
         self._process: subprocess.Popen | None = None
@@ -148,21 +160,27 @@ class Broker:
 
     def start(self) -> None:
         """Start it and return when it greets. Raises BenchError with its last words if it does not."""
-        log = self._folder / "broker.log"
+        self.spawn()
+        self.wait_until_it_greets().close()
+
+    def spawn(self) -> None:
+        """Start it and return at once."""
         environ = {name: value for name, value in os.environ.items() if not name.startswith("GREENROOM_")}
-        with log.open("ab") as out:
+        with self._log.open("ab") as out:
             self._process = subprocess.Popen([sys.executable, str(ROOT / "broker.py"), *self._flags], stdout=out, stderr=out,
                                              stdin=subprocess.DEVNULL, env=environ, cwd=self._folder)
+
+    def wait_until_it_greets(self, role: str = "client") -> Peer:
+        """Return a greeted connection as soon as there is one. Raises BenchError with the broker's last words if none comes."""
         deadline = time.monotonic() + START_WITHIN_S
         while True:
             try:
-                Peer(self.endpoint).open().close()
-                return
+                return Peer(self.endpoint, role).open()
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    words = log.read_text(errors="replace").strip().splitlines()
+                    words = self._log.read_text(errors="replace").strip().splitlines()
                     raise BenchError(f"the broker did not start: {words[-1] if words else 'it said nothing'}") from None
-                time.sleep(0.02)
+                time.sleep(0.005)
 
     def stop(self) -> None:
         """SIGTERM, and wait for the end. Raises BenchError if it is not a clean one."""
@@ -171,12 +189,28 @@ class Broker:
         if code != 0:
             raise BenchError(f"the broker ended with exit code {code}")
 
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self._process.kill()
+        self._process.wait(STOP_WITHIN_S)
+
     def memory(self) -> int:
         """Return its resident memory in bytes."""
+        return self._status("VmRSS:")
+
+    def peak_memory(self) -> int:
+        """Return the most that its resident memory ever was since its start, in bytes."""
+        return self._status("VmHWM:")
+
+    def _status(self, name: str) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
         raise BenchError("the broker is gone")
+
+    def disk(self) -> int:
+        """Return what its store takes on the disk, in bytes."""
+        return sum(path.stat().st_blocks * 512 for path in self._data.iterdir() if path.name.startswith("greenroom.db"))
 
     def cpu(self) -> float:
         """Return the seconds of processor time that it has used, user and system."""
@@ -189,7 +223,7 @@ class Broker:
         Returns:
             `waiting` (scheduled, queued or leased), `completed`, `other`; finished jobs that were pruned count as completed.
         """
-        connection = sqlite3.connect(self._folder / "data" / "greenroom.db")
+        connection = sqlite3.connect(self._data / "greenroom.db")
         try:
             rows = dict(connection.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
             pruned = connection.execute("SELECT value FROM meta WHERE name = 'pruned'").fetchone()[0]
@@ -198,11 +232,25 @@ class Broker:
         counts = {"waiting": rows.pop(1, 0) + rows.pop(2, 0), "completed": rows.pop(4, 0) + pruned}
         return {**counts, "other": sum(rows.values())}
 
+    def stored_results(self) -> Iterator[tuple[int, bytes]]:
+        """Yield id and result of each completed job of the stopped broker, read as `count_stored` does; results up to 512 bytes."""
+        connection = sqlite3.connect(self._data / "greenroom.db")
+        try:
+            yield from connection.execute("SELECT id, result FROM jobs WHERE state = 4")
+        finally:
+            connection.close()
+
 
 def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    # Below the range that the kernel takes for outgoing connections: one of those might have it when the broker comes back.
+    while True:
+        port = random.SystemRandom().randint(20_000, 32_000)
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 # -- a lean client ----------------------------------------------------------------------------------------------------------
@@ -222,7 +270,7 @@ class Peer:
         self.in_flight: dict[int, object] = {}
         self._endpoint = endpoint
         self._hello = {"version": 1, "role": role, **({"name": name} if name else {})}
-        self._frames = FrameReader(DEFAULT_LIMITS.frame)
+        self._partial = b""  # of a frame that is not there whole
         self._next_id = 0
         self._outgoing = bytearray()
         self._has_shaken_hands = False
@@ -274,6 +322,13 @@ class Peer:
         self._outgoing += _encode({"verb": verb, "id": self._next_id, **fields})
         return self._next_id
 
+    def ask_packed(self, frame: bytes | bytearray, id_at: int) -> int:
+        """Queue a request that was packed before (`pack_request`); its id is written at `id_at`. Returns the id."""
+        self._next_id += 1
+        frame[id_at:id_at + ID_BYTES] = self._next_id.to_bytes(ID_BYTES, "big")
+        self._outgoing += frame
+        return self._next_id
+
     def flush(self) -> bool:
         """Write what is queued as far as the socket takes it; returns whether all is written."""
         while self._outgoing:
@@ -285,18 +340,36 @@ class Peer:
         return True
 
     def receive(self) -> list[dict]:
-        """Return the messages that are there. Raises ConnectionError at the end of the stream, BenchError for bad frames."""
-        messages: list[dict] = []
+        """Return the messages that are there. Raises ConnectionError at the end of the stream, BenchError for bad frames.
+
+        It decodes with bare msgpack: the load generator shares the cores with what it measures, and the checks by which
+        `FrameReader` protects itself from hostile peers cost as much as the decoding. What messages hold is checked by the scripts.
+        """
+        buffer = self._partial
         while True:
             try:
                 data = self.sock.recv(65536)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                return messages
+                break
             if not data:
                 raise ConnectionError("the broker closed the connection")
-            messages += self._frames.feed(data)
-            if self._frames.failed is not None:
-                raise BenchError(f"the broker sent what is not the protocol: {self._frames.failed}")
+            buffer = buffer + data if buffer else data
+            # A record that is not full was the last for now; if not, the socket is still readable. Saves a system call and an exception.
+            if len(data) < RECORD_BYTES and not self.sock.pending():
+                break
+        messages: list[dict] = []
+        position, end = 0, len(buffer)
+        while end - position >= HEADER.size:
+            begin = position + HEADER.size
+            length = HEADER.unpack_from(buffer, position)[0]
+            if not 0 < length <= DEFAULT_LIMITS.frame:
+                raise BenchError(f"the broker sent a frame of {length} bytes")
+            if end - begin < length:
+                break
+            position = begin + length
+            messages.append(_decode(buffer[begin:position]))
+        self._partial = buffer[position:]
+        return messages
 
     def call(self, verb: str, **fields: object) -> dict:
         """Ask and wait for the reply, dropping what else comes. Raises BenchError if it is an error."""
@@ -319,6 +392,23 @@ class Peer:
         poller.poll(max(1, int((deadline - time.monotonic()) * 1000)))
         if time.monotonic() > deadline:
             raise BenchError(f"the broker did not answer within {ANSWER_WITHIN_S:g} s")
+
+
+def _decode(body: bytes) -> dict:
+    try:
+        message = msgpack.unpackb(body)
+    except (ValueError, msgpack.UnpackException) as exc:
+        raise BenchError(f"the broker sent a body that is not msgpack: {exc!r}") from None
+    if type(message) is not dict:
+        raise BenchError("the broker sent a body that is not a map")
+    return message
+
+
+def pack_request(verb: str, **fields: object) -> tuple[bytearray, int]:
+    """Return the frame of a request and the place of its id in it, for `Peer.ask_packed`."""
+    # An id above 2^32 takes nine bytes in msgpack, whatever it is; it is the frame's second value.
+    frame = bytearray(_encode({"id": 2**63, "verb": verb, **fields}))
+    return frame, HEADER.size + len(msgpack.packb("id")) + 2
 
 
 def check(message: dict) -> dict:
@@ -363,6 +453,111 @@ class Loop:
             if peer.sock.fileno() in self._writing:
                 self.send(peer)
         return peers
+
+
+# -- processes --------------------------------------------------------------------------------------------------------------
+
+
+class Member:
+    """What a process of a crew knows of its parent."""
+
+    def __init__(self, pipe: Connection, is_over: object) -> None:
+        self._pipe = pipe
+        self._is_over = is_over
+        self._cpu_s = 0.0
+
+    def ready(self) -> None:
+        """Tell the parent, and wait until it lets all begin. CPU time counts from here."""
+        self._pipe.send("ready")
+        self._pipe.recv()
+        self._cpu_s = time.process_time()
+
+    @property
+    def is_over(self) -> bool:
+        """True when the parent wants it to end; costs a look into memory."""
+        return bool(self._is_over.value)
+
+    def run(self, main: Callable[..., object], arguments: tuple) -> None:
+        """Call the main, and hand over what it returns or how it failed; the process's main."""
+        # What the processes keep are numbers in arrays; there is nothing for the collector but to look at.
+        gc.disable()
+        failure, outcome = "", None
+        try:
+            outcome = main(self, *arguments)
+        except (BenchError, GreenroomError, OSError) as exc:
+            failure = f"{main.__name__} failed: {exc}"
+        self._pipe.send((failure, outcome, time.process_time() - self._cpu_s))
+
+
+class Crew:
+    """Forked processes that load a broker. A context manager: at its end none of them is left.
+
+    Attributes:
+        cpu_s: once they ended, the processor time of each from `go` to its end, in the order of their start.
+    """
+
+    def __init__(self) -> None:
+        self.cpu_s: list[float] = []
+        self._is_over = _fork.RawValue("b", 0)
+        self._processes: list[multiprocessing.Process] = []
+        self._pipes: list[Connection] = []
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def start(self, main: Callable[..., object], *arguments: object) -> multiprocessing.Process:
+        """Run `main(member, *arguments)` in a process of its own. It must call `member.ready()` once, then return its outcome."""
+        pipe, its_pipe = _fork.Pipe()
+        process = _fork.Process(target=Member(its_pipe, self._is_over).run, args=(main, arguments), daemon=True)
+        process.start()
+        its_pipe.close()
+        self._processes.append(process)
+        self._pipes.append(pipe)
+        return process
+
+    def go(self) -> None:
+        """Wait until all are ready, and let them begin. Raises BenchError with the words of one that failed."""
+        for pipe, first in self._collect(START_WITHIN_S).items():
+            assert first == "ready"
+            pipe.send("go")
+
+    def end(self) -> None:
+        """Tell all to end soon: `member.is_over`."""
+        self._is_over.value = 1
+
+    def has_ended(self, within_s: float) -> bool:
+        """Wait, and tell whether one of them has ended, well or not."""
+        return bool(multiprocessing.connection.wait(self._pipes, max(0.0, within_s)))
+
+    def outcomes(self, within_s: float) -> list[object]:
+        """Wait for the end of all and return what their mains returned. Raises BenchError if one failed or takes too long."""
+        ends = list(self._collect(within_s).values())
+        self.cpu_s = [cpu_s for _, _, cpu_s in ends]
+        return [outcome for _, outcome, _ in ends]
+
+    def _collect(self, within_s: float) -> dict[Connection, object]:
+        """Return one message of each. The first failure ends it: the others may wait for the one that failed."""
+        deadline = time.monotonic() + within_s
+        found: dict[Connection, object] = dict.fromkeys(self._pipes)
+        missing = set(self._pipes)
+        while missing:
+            readable = multiprocessing.connection.wait(missing, max(0.0, deadline - time.monotonic()))
+            if not readable:
+                raise BenchError(f"a process of the benchmark did not come so far within {within_s:.0f} s")
+            for pipe in readable:
+                try:
+                    found[pipe] = message = pipe.recv()
+                except EOFError:
+                    raise BenchError("a process of the benchmark died") from None
+                if message != "ready" and message[0]:
+                    raise BenchError(message[0])
+                missing.discard(pipe)
+        return found
 
 
 # -- printing ---------------------------------------------------------------------------------------------------------------

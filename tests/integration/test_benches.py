@@ -43,7 +43,7 @@ def test_throughput_measures_and_finds_every_job_in_the_store(flags: Sequence[st
 
     found = values(done)
 
-    assert found["jobs"] > 0 and found["fsyncs"] > 0 and found["broker memory"] > 0
+    assert found["jobs"] > 0 and found["fsyncs"] > 0 and found["broker memory"] > 0 and found["broker CPU per job"] > 0
     machine = objects(done)[0]
     assert machine["name"] == "machine"
     assert {"machine", "versions", "commit", "broker_settings"} <= machine["params"].keys()
@@ -65,7 +65,7 @@ def test_throughput_prints_a_table_for_people(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines()[-3:]]
-    assert [row[:2] for row in rows] == [["1", "1"], ["10", "1"], ["100", "1"]]
+    assert [row[:3] for row in rows] == [["all", "1", "1"], ["all", "10", "1"], ["all", "100", "1"]]
 
 
 def test_connections_lets_every_connection_complete_a_job(tmp_path: Path) -> None:
