@@ -152,7 +152,7 @@ def test_a_script_without_its_packages_names_the_command_that_fixes_it(script: s
     done = subprocess.run([sys.executable, "-S", script], cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert done.returncode == 2
     assert done.stdout == "" and len(done.stderr.splitlines()) == 1
-    assert "msgpack" in done.stderr and "`./run setup`" in done.stderr and "`pip install -r requirements.txt`" in done.stderr
+    assert "msgpack" in done.stderr and "`./run setup && . .venv/bin/activate`" in done.stderr and "`pip install -r requirements.txt`" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["client.py", "stats"], ["worker.py"]])
