@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import time
@@ -112,7 +113,7 @@ def test_it_greets_reserves_its_slots_runs_and_settles(broker: ScriptedBroker, s
         items |= {item[0]: item for item in settled(peer)}
     assert items[1][:3] == [1, 10, "ack"] and unpack_value(items[1][3]) == "x" and items[1][4] is False
     assert items[2][:3] == [2, 11, "fail"] and items[2][3]["name"] == "BadPayloadError"
-    program.line_with("[Worker w1] connected")
+    assert re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d INFO    \[Worker w1\] connected", program.line_with("[Worker w1] connected"))
     program.line_with("job 2 failed: BadPayloadError")
 
 
