@@ -264,7 +264,10 @@ class Broker:
                  if self.settings.data == "memory:" else os.path.abspath(self.settings.data), sum(states[1:3]), leases,
                  self.settings.restart_grace_s)
         left = days_left(self.certificate, self.clock.now())
-        if left < WARN_DAYS:
+        if left <= 0:
+            log.error("[Server] the certificate %s ended %.1f days ago, clients and workers refuse it: python certs/gen_certs.py renews "
+                      "it, then restart", self.settings.cert, -left)
+        elif left < WARN_DAYS:
             log.warning("[Server] the certificate %s ends in %.1f days: python certs/gen_certs.py renews it",
                         self.settings.cert, left)
 

@@ -630,7 +630,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     # Lines are written by a thread of their own: a pipe that nobody reads must not stop the heartbeats.
     lines = logs.set_up(args.log_level)
-    lines.setFormatter(logging.Formatter(f"[Worker {worker.name}] %(message)s"))
+    lines.begin_with(f"[Worker {worker.name}] ")
     writing = threading.Thread(target=lines.run, name="greenroom-log", daemon=True)
     writing.start()
     log.info("started: pid %d, %d slots (%s), queues %s, tasks %s", os.getpid(), args.concurrency, args.pool,

@@ -26,7 +26,7 @@ except ImportError as missing:
     if __name__ != "__main__":
         raise
     sys.stderr.write(f"gen_certs.py: package cryptography cannot be imported ({missing}): "
-                     "run `./run setup`, or `pip install -r requirements.txt`\n")
+                     "run `./run setup && . .venv/bin/activate`, or `pip install -r requirements.txt`\n")
     sys.exit(2)
 
 DEFAULT_DAYS = 397  # what browsers accept at most (398), less a day for the backdating

@@ -1,6 +1,7 @@
 """`broker.py --check`: looks at configuration, certificates and store, says what it found, starts nothing and changes nothing.
 
-Exit codes: 0 nothing is wrong, 1 the store is damaged or can't be read, 2 a start would be refused (configuration, certificates).
+Exit codes: 0 nothing is wrong, 1 the store is damaged or can't be read, 2 a start would be refused (configuration,
+certificates), or nobody would connect to it (a certificate that has ended).
 """
 
 from __future__ import annotations

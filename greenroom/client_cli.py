@@ -16,6 +16,7 @@ from datetime import datetime
 from greenroom import tables
 from greenroom.client import Client, decode_result
 from greenroom.client_demo import run_demo
+from greenroom.clock import Clock
 from greenroom.errors import (ConfigError, ConnectError, GoneError, GreenroomError, JobFailedError, NotFoundError, TlsError,
                               WaitTimeoutError, from_wire)
 
@@ -56,14 +57,15 @@ class Output:
             self._write(tables.render(list(columns), cells, width=width, styles=self._styles()))
 
     def one(self, item: dict, text: str | None = None) -> None:
-        """Print a single thing: `text`, or its fields, on a terminal, else JSON."""
+        """Print a single thing: `text` (empty: nothing), or its fields, on a terminal, else JSON."""
         form = self.form or ("table" if self._is_terminal else "json")
         if form == "jsonl":
             self._write(tables.dump(item))
         elif form == "json":
             self._write(tables.dump(item, indent=2))
         elif text is not None:
-            self._write(text)
+            if text:
+                self._write(text)
         else:
             self._write(tables.render(["field", "value"], [list(pair) for pair in _flat(item) if pair[1] is not None]))
 
@@ -80,7 +82,7 @@ def _flat(item: dict) -> Iterable[tuple[str, object]]:
     for key, value in item.items():
         if isinstance(value, dict) and key not in ("payload", "result"):
             yield from ((f"{key}.{name}", inner) for name, inner in value.items())
-        elif key.endswith("_at") and isinstance(value, (int, float)):
+        elif (key.endswith("_at") or key == "now") and isinstance(value, (int, float)):
             yield key, tables.moment(value)
         else:
             yield key, value
@@ -250,7 +252,7 @@ def do_cancel(client: Client, args: argparse.Namespace, output: Output) -> int:
     rows = []
     for job, outcome in zip(args.ids, client.cancel(args.ids)):
         if isinstance(outcome, GreenroomError):
-            say(f"job {job}: {outcome.message}")
+            say(outcome.message)  # names the job
             code = max(code, exit_code(outcome))
             outcome = outcome.code
         rows.append({"id": job, "outcome": outcome})
@@ -275,7 +277,7 @@ def do_queues(client: Client, args: argparse.Namespace, output: Output) -> int:
 def do_workers(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`workers`: print who is connected and busy."""
     columns = {name: _reader(name) for name in ("name", "status", "running", "free", "done", "failed", "lost", "address")}
-    columns["last seen"] = lambda worker: tables.moment(worker.get("last_seen_at"))
+    columns["last seen"] = lambda worker: tables.short_moment(worker.get("last_seen_at"), Clock().now())
     columns["tasks"] = lambda worker: "any" if worker.get("tasks") is None else " ".join(worker["tasks"])
     output.rows(client.workers(), columns)
     return DONE
@@ -340,8 +342,8 @@ def _reader(name: str) -> Callable[[dict], object]:
 
 
 JOB_COLUMNS: dict[str, Callable[[dict], object]] = {
-    **{name: _reader(name) for name in ("id", "task", "queue", "priority", "state", "attempt", "worker")},
-    "submitted": lambda view: tables.moment(view.get("submitted_at")),
+    **{name: _reader(name) for name in ("id", "task", "queue", "priority", "state", "worker")},
+    "submitted": lambda view: tables.short_moment(view.get("submitted_at"), Clock().now()),
     "result or error": _outcome_cell,
 }
 

@@ -9,7 +9,7 @@ import argparse
 import difflib
 import functools
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
@@ -20,6 +20,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 #: Where certs/ lies: beside broker.py in a checkout; where the wheel is installed, in the current folder.
 CERTIFICATES = (CHECKOUT if (CHECKOUT / "protocol.py").exists() else Path.cwd()) / "certs"
 ENVIRONMENT_PREFIX = "GREENROOM_"
+#: How alike (difflib, 0 … 1) a name in the environment must be to one of ours to be taken for a mistake.
+SLIP_OF_THE_PEN = 0.9
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 DEFAULT_WEB_PORT = 8080
 
@@ -68,7 +70,13 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> BrokerConfig:
 
 def collect(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[BrokerConfig, list[ConfigError]]:
     """Put the configuration together as `load` does; return it without the values that are wrong, and all that is wrong."""
-    given = vars(_parser().parse_args(argv))
+    parser = _parser()
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        names = ["config", "check", *(_flag(setting)[2:] for setting in fields(BrokerConfig))]
+        hint = _meant(unknown[0].partition("=")[0].removeprefix("--"), names, prefix="--")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    given = vars(namespace)
     given.pop("check")
     path = given.pop("config") or environ.get("GREENROOM_CONFIG")
     values: dict[str, object] = {}
@@ -90,13 +98,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true",
                         help="look at the configuration, the certificates and the store, say what is wrong, start nothing")
     for setting in fields(BrokerConfig):
-        flag = "--" + setting.name.replace("_", "-")
         shown = setting.default if setting.default != "" else "none"
         if isinstance(shown, str) and shown.startswith(str(CERTIFICATES)):
             shown = f"certs/{Path(shown).name}"
-        parser.add_argument(flag, type=_flag_type(setting), metavar=setting.type.upper(), default=None,
+        parser.add_argument(_flag(setting), type=_flag_type(setting), metavar=setting.type.upper(), default=None,
                             help=f"{setting.metadata['doc']} (default: {shown})")
     return parser
+
+
+def _flag(setting: object) -> str:
+    return "--" + setting.name.replace("_", "-")
 
 
 def _flag_type(setting: object) -> Callable[[str], object]:
@@ -145,13 +156,22 @@ def _shown(value: object) -> str:
 
 
 def _from_environment(environ: Mapping[str, str], errors: list[ConfigError]) -> dict[str, object]:
-    # Names of clients and workers share the prefix, so an unknown name here is not an error.
-    names = {ENVIRONMENT_PREFIX + setting.name.upper(): setting for setting in fields(BrokerConfig)}
-    given = {names[key].name: (key, value) for key, value in environ.items() if key in names}
+    # Clients, workers and orchestrators use the prefix too (GREENROOM_URL, GREENROOM_SERVICE_HOST), so an unknown name is an error
+    # only where it can hardly be anything but a slip of the pen.
+    names = {ENVIRONMENT_PREFIX + setting.name.upper(): setting.name for setting in fields(BrokerConfig)}
     values = {}
-    for name, (key, value) in given.items():
-        values.update(_known({name: value}, f"the environment ({key})", errors))
+    for key, value in environ.items():
+        if key in names:
+            values.update(_known({names[key]: value}, f"the environment ({key})", errors))
+        elif key.startswith(ENVIRONMENT_PREFIX) and (hint := _meant(key, names, SLIP_OF_THE_PEN)):
+            errors.append(ConfigError(f"the environment has an unknown name {key}{hint}", field=key))
     return values
+
+
+def _meant(name: str, known: Iterable[str], likeness: float = 0.6, *, prefix: str = "") -> str:
+    """Return the end of a sentence that names the known name that was probably meant, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=likeness)
+    return f": did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _known(table: Mapping[str, object], where: str, errors: list[ConfigError]) -> dict[str, object]:
@@ -160,9 +180,7 @@ def _known(table: Mapping[str, object], where: str, errors: list[ConfigError]) -
     values: dict[str, object] = {}
     for name, value in table.items():
         if name not in settings:
-            close = difflib.get_close_matches(name, settings, n=1)
-            hint = f": did you mean {close[0]}?" if close else ""
-            errors.append(ConfigError(f"{where} has an unknown key {name}{hint}", field=name))
+            errors.append(ConfigError(f"{where} has an unknown key {name}{_meant(name, settings)}", field=name))
             continue
         try:
             values[name] = _convert(settings[name], value)

@@ -28,12 +28,16 @@ class LineWriter(logging.Handler):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.begin_with("")
         self.dropped = 0  # counted by those who log
         self.unwritten = 0  # counted by the thread
         self._dropped_told = 0
         self._stream = stream
         self._lines: SimpleQueue[str | None] = SimpleQueue()
+
+    def begin_with(self, words: str) -> None:
+        """Have these words in each line, between time and level and the message; no `%` among them."""
+        self.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {words}%(message)s", "%Y-%m-%d %H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a line. Never blocks."""

@@ -27,7 +27,7 @@ def require(*packages: str) -> None:
     if missing:
         what = "package " + missing[0] if len(missing) == 1 else "packages " + ", ".join(missing)
         _stop(f"{script}: {what} not found by {sys.executable or 'python'}: "
-              "run `./run setup`, or `pip install -r requirements.txt`")
+              "run `./run setup && . .venv/bin/activate`, or `pip install -r requirements.txt`")
 
 
 def _stop(sentence: str) -> None:

@@ -81,6 +81,14 @@ def moment(at: float | None) -> str:
     return "" if at is None else datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def short_moment(at: float | None, now: float) -> str:
+    """Return a time for a column of a list, in the local zone: of today the time alone, else date, hour and minute; empty for None."""
+    if at is None:
+        return ""
+    when, today = datetime.fromtimestamp(at), datetime.fromtimestamp(now).date()
+    return when.strftime("%H:%M:%S" if when.date() == today else "%Y-%m-%d %H:%M")
+
+
 def render(headings: Sequence[str], rows: Sequence[Sequence[object]], *, width: int | None = None,
            styles: dict[str, str] | None = None) -> str:
     """Return a table, numbers to the right, the rest to the left.

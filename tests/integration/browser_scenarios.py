@@ -172,6 +172,12 @@ def everything_fits_1440_by_900(visit: Visit) -> None:
     assert sizes["charts"], sizes
     line = page.evaluate("[...document.querySelectorAll('#vitals div')].map((e) => e.getBoundingClientRect().bottom)")
     assert len(set(line)) == 1 and line[0] <= 900, line  # one line, at the bottom
+    # A broker that was restored from a backup numbers its jobs from 10^12 on.
+    widths = page.evaluate("""() => {
+        const link = document.querySelector('tr[data-job] .c-id button');
+        link.textContent = '#1000000400001';
+        return [link.getBoundingClientRect().right, link.closest('td').getBoundingClientRect().right]}""")
+    assert widths[0] <= widths[1], "the number of a job is cut off"
 
 
 def the_broker_itself_is_watched(visit: Visit) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import apsw
@@ -137,7 +138,29 @@ def test_certificates_that_cannot_serve_are_refused(refused: Refused, tmp_path: 
     assert "server.key" in refused("--key", str(other / "server.key"))
     assert "open.key" in refused("--cert", str(other / "server.crt"), "--key", str(tmp_path / "open.key"))
     assert "none.crt" in refused("--client-ca", str(tmp_path / "none.crt"))
+    assert "not for servers" in refused("--cert", str(certificates / "test-client.crt"), "--key", str(certificates / "test-client.key"))
     assert not (tmp_path / "data").exists()
+
+
+def test_an_ended_certificate_is_an_error_line_and_no_reason_to_stay_away(make_broker: MakeBroker, tmp_path: Path, certificates: Path,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    class LongAgo(datetime):
+        @classmethod
+        def now(cls, tz: timezone | None = None) -> datetime:
+            return datetime.now(tz) - timedelta(days=400)
+
+    gen_certs = sys.modules["gen_certs"]
+    monkeypatch.setattr(gen_certs, "datetime", LongAgo)
+    gen_certs.generate(tmp_path / "old")
+    pair = ("--cert", str(tmp_path / "old" / "server.crt"), "--key", str(tmp_path / "old" / "server.key"))
+
+    # Whose clock is wrong is not known: a broker's, after a start without one, is no reason to refuse those whose clocks are right.
+    broker = make_broker(*pair)
+
+    until(lambda: "ERROR" in broker.output and "ended 3.0 days ago" in broker.output, "the line about the certificate")
+    done = subprocess.run([sys.executable, str(ROOT / "broker.py"), "--check", *pair, "--data", str(tmp_path / "none")],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "ended 3.0 days ago" in done.stdout
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.2", "::"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -85,10 +88,23 @@ def test_each_command_prints_its_data_and_ends_with_its_code(broker: ScriptedBro
     assert program.end() == code, program.errors
     text = "\n".join(program.lines)
     if isinstance(printed, str):
-        assert text == printed
+        assert program.lines == ([printed] if printed else [])
     elif printed is not None:
         assert json.loads(text) == printed
     assert not any("Traceback" in line or "\x1b" in line for line in program.lines + program.errors)
+
+
+def test_a_list_shows_today_s_times_alone_and_a_refused_cancel_names_its_job_once(broker: ScriptedBroker,
+                                                                                 start: Callable[..., Program]) -> None:
+    now = time.time()
+    program = start("jobs", "-o", "table")
+    answered(broker, ("jobs", {"jobs": [view(8, submitted_at=now), view(7)], "next": None}))
+    assert program.end() == 0
+    assert re.search(r" w +\d\d:\d\d:\d\d( |$)", program.lines[1]) or datetime.now().date() != datetime.fromtimestamp(now).date()
+    assert datetime.fromtimestamp(1e9).strftime("%Y-%m-%d %H:%M") in program.lines[2]
+    refused = start("cancel", "1")
+    answered(broker, ("cancel", {"outcomes": [{"code": "FINISHED", "message": "job 1 is already completed"}]}))
+    assert refused.end() == 7 and refused.errors == ["greenroom: job 1 is already completed"]
 
 
 def test_lists_are_one_object_a_line_when_piped_with_bytes_as_base64(broker: ScriptedBroker, start: Callable[..., Program]) -> None:
@@ -152,7 +168,7 @@ def test_a_script_without_its_packages_names_the_command_that_fixes_it(script: s
     done = subprocess.run([sys.executable, "-S", script], cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert done.returncode == 2
     assert done.stdout == "" and len(done.stderr.splitlines()) == 1
-    assert "msgpack" in done.stderr and "`./run setup`" in done.stderr and "`pip install -r requirements.txt`" in done.stderr
+    assert "msgpack" in done.stderr and "`./run setup && . .venv/bin/activate`" in done.stderr and "`pip install -r requirements.txt`" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["client.py", "stats"], ["worker.py"]])

@@ -85,7 +85,15 @@ def test_a_flag_may_set_a_value_back_to_nothing(tmp_path: Path) -> None:
 
 
 def test_names_of_clients_and_workers_in_the_environment_are_left_alone() -> None:
-    assert load([], {"GREENROOM_URL": "greenroom://x", "GREENROOM_CA": "ca", "PORT": "1"}) == BrokerConfig()
+    others = ("GREENROOM_URL", "GREENROOM_CA", "GREENROOM_TOKEN", "GREENROOM_SERVICE_HOST", "GREENROOM_SERVICE_PORT",
+              "GREENROOM_PORT_65432_TCP", "GREENROOM_HOME", "PORT", "WEB_PROT")
+    assert load([], dict.fromkeys(others, "x")) == BrokerConfig()
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("WEB_PROT", "WEB_PORT"), ("LEASE", "LEASE_S"), ("LOGLEVEL", "LOG_LEVEL")])
+def test_a_slip_of_the_pen_in_the_environment_is_refused_with_the_name_that_was_meant(wrong: str, right: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown name GREENROOM_{wrong}: did you mean GREENROOM_{right}\\?"):
+        load([], {f"GREENROOM_{wrong}": "1"})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -195,8 +203,10 @@ def test_loopback_needs_none(host: str) -> None:
     (["--port", "x"], "--port: must be a whole number, not 'x'"),
     (["--port", "65536"], "--port: must be from 0 to 65535"),
     (["--lease-s", "nan"], "--lease-s: must be from 1 to 3600"),
-    (["--prot", "1"], "--prot"),
-    (["--por", "1"], "--por"),
+    (["--prot", "1"], "unrecognized arguments: --prot 1: did you mean --port?"),
+    (["--por", "1"], "--por 1: did you mean --port?"),
+    (["--lease=9"], "--lease=9: did you mean --lease-s?"),
+    (["--bogus"], "unrecognized arguments: --bogus\n"),
     (["stray"], "stray"),
     (["--port"], "expected one argument")])
 def test_a_bad_flag_exits_with_2_and_one_sentence(arguments: list[str], sentence: str,

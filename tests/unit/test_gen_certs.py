@@ -399,4 +399,4 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: 
 
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "cryptography" in done.stderr and "./run setup" in done.stderr and "requirements.txt" in done.stderr
+    assert "cryptography" in done.stderr and "`./run setup && . .venv/bin/activate`" in done.stderr and "requirements.txt" in done.stderr

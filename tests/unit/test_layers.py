@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,6 +148,15 @@ MODULES = module_files()
 def test_a_module_has_a_level_and_keeps_to_it(name: str) -> None:
     assert level_of(name) is not None, f"{MODULES[name]} has no place in LEVELS: decide on which level it belongs"
     assert complaints(name, MODULES[name].read_text("utf-8")) == []
+
+
+def test_the_table_in_the_architecture_is_this_one() -> None:
+    rows = re.findall(r"^\| (\d) \| ([^|]+) \|", (ROOT / "docs" / "architecture.md").read_text("utf-8"), re.MULTILINE)
+    written = {int(level): {name.rstrip("/") for name in re.findall(r"`([\w/]+)`", names)} for level, names in rows}
+    assert len(written) == len(LEVELS)
+    for level, names in enumerate(LEVELS):
+        # "`client` and its parts" stands for all of them.
+        assert written[level] == {name.removesuffix(".*") for name in names if not name.startswith("client_")}
 
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:

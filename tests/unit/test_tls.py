@@ -389,6 +389,11 @@ def test_a_key_with_a_passphrase_is_refused_instead_of_asking_for_it(own: Path) 
         accepting(own)
 
 
+def test_a_client_s_certificate_is_refused_as_the_broker_s(pki: Path) -> None:
+    with pytest.raises(ConfigError, match=r"w\.crt is not for servers .*GREENROOM_CERT"):
+        server_context(pki / "w.crt", pki / "w.key")
+
+
 def test_half_a_client_pair_is_refused(pki: Path) -> None:
     with pytest.raises(ConfigError, match="both"):
         client_context(pki / "ca.crt", pki / "w.crt")

@@ -97,7 +97,7 @@ export function TaskChart() {
   const tasks = stats.value ? stats.value.tasks : [];
   const rows = tasks.slice(0, TASKS_SHOWN).map((task) => ({ key: task.task, head: html`<bdi class="mono">${task.task}</bdi>`, value: task.total, tone: "accent" }));
   const others = tasks.slice(TASKS_SHOWN).reduce((sum, task) => sum + task.total, 0);
-  if (others) rows.push({ key: "others", head: `${tasks.length - TASKS_SHOWN} others`, value: others, tone: "cancelled" });
+  if (others) rows.push({ key: "others", head: `${tasks.length - TASKS_SHOWN} ${tasks.length - TASKS_SHOWN === 1 ? "other" : "others"}`, value: others, tone: "cancelled" });
   return html`<section class="panel" id="task-chart" aria-labelledby="h-tasks"><h2 id="h-tasks">Task distribution</h2>
     <div class="body"><${Bars} wide caption="Jobs by task" heads=${["Task", "Bar", "Jobs", "Share"]} rows=${rows} empty="No job yet. Submit one with the form." /></div></section>`;
 }
