@@ -446,6 +446,11 @@ class Loop:
             self._writing.discard(number)
             self._poll.modify(number, select.EPOLLIN)
 
+    def ready_until(self, at: float) -> list[Peer]:
+        """Do what `ready` does, waiting up to a monotonic time; right to a tenth of a millisecond, where `ready` has whole ones."""
+        select.select([self._poll], [], [], max(0.0, at - time.monotonic()))
+        return self.ready(0.0)
+
     def ready(self, timeout_s: float) -> list[Peer]:
         """Wait and return the peers whose sockets have something."""
         peers = [self._peers[number] for number, _ in self._poll.poll(max(0.0, timeout_s), 1024)]
@@ -453,6 +458,31 @@ class Loop:
             if peer.sock.fileno() in self._writing:
                 self.send(peer)
         return peers
+
+
+class HubLag:
+    """How late the timers of the broker's hub came during a step, from its `stats`: whoever watches samples, ten times a second say."""
+
+    def __init__(self, watcher: Peer) -> None:
+        self._watcher = watcher
+        self._samples: list[float] = []
+        self._highest = 0.0  # since the broker's start, before the step
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self._samples = []
+        self._highest = self._watcher.call("stats")["hub"]["max_lag_ms"]
+
+    def sample(self) -> None:
+        """Note how late the latest timer came."""
+        self._samples.append(self._watcher.call("stats")["hub"]["lag_ms"])
+
+    def end(self) -> dict[str, float]:
+        """Return milliseconds: `p99` of the samples, and `max`, which is the broker's own unless an earlier step had a higher one."""
+        hub = self._watcher.call("stats")["hub"]
+        self._samples.append(hub["lag_ms"])
+        highest = hub["max_lag_ms"]
+        return {"p99": percentile(self._samples, 99), "max": highest if highest > self._highest else max(self._samples)}
 
 
 # -- processes --------------------------------------------------------------------------------------------------------------
@@ -520,9 +550,9 @@ class Crew:
         self._pipes.append(pipe)
         return process
 
-    def go(self) -> None:
+    def go(self, within_s: float = START_WITHIN_S) -> None:
         """Wait until all are ready, and let them begin. Raises BenchError with the words of one that failed."""
-        for pipe, first in self._collect(START_WITHIN_S).items():
+        for pipe, first in self._collect(within_s).items():
             assert first == "ready"
             pipe.send("go")
 

@@ -68,6 +68,31 @@ def test_throughput_prints_a_table_for_people(tmp_path: Path) -> None:
     assert [row[:3] for row in rows] == [["all", "1", "1"], ["all", "10", "1"], ["all", "100", "1"]]
 
 
+def test_latency_measures_idle_and_an_open_loop_while_connections_are_held(tmp_path: Path) -> None:
+    done = bench("latency.py", "--seconds", "0.5", "--idle", "20", "--held", "6", "--loads", "50", "--json", cwd=tmp_path)
+
+    found = {(item["name"], item["params"].get("load")): item["value"] for item in objects(done)}
+
+    assert found["capacity", None] > 0 and found["jobs in the store", None] > 20
+    for load in ("idle", "50 %"):
+        start, result = found["submit to start p50", load], found["submit to result p50", load]
+        assert 0 < start < result <= found["submit to result p99.9", load]
+        assert found["hub lag max", load] >= 0
+    assert found["arrivals sent over 1 ms late", "50 %"] >= 0
+
+
+def test_depth_fills_restarts_and_drains_each_depth(tmp_path: Path) -> None:
+    done = bench("depth.py", "--depths", "200", "1000", "--at-least", "400", "--json", cwd=tmp_path)
+
+    found = {(item["name"], item["params"].get("depth")): item["value"] for item in objects(done)}
+
+    for depth in (200, 1000):
+        assert found["submit", depth] > 0 and found["drain", depth] > 0 and found["store on disk, full", depth] > 0
+        for end in ("kill -9", "SIGTERM"):
+            assert 0 < found[f"start after {end} until hello", depth] < found[f"start after {end} until first job", depth]
+    assert found["submit slowdown", 200] == 1 and found["drain slowdown", 1000] > 0
+
+
 def test_connections_lets_every_connection_complete_a_job(tmp_path: Path) -> None:
     found = values(bench("connections.py", "--connections", "30", "--idle", "0.2", "--probes", "5", "--json", cwd=tmp_path))
 
