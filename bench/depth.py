@@ -203,10 +203,9 @@ def main() -> int:
     args = build_parser().parse_args()
     if args.payload < LEAST_PAYLOAD or any(jobs % BATCH for jobs in args.depths):
         raise BenchError(f"--payload must be at least {LEAST_PAYLOAD} bytes, --depths multiples of {BATCH}")
-    report = Report(is_json=args.json)
     depths: dict[int, list[Depth]] = {}
     with Certificates() as certificates:
-        report.head("Depth", {key: value for key, value in vars(args).items() if key != "json"}, Broker(certificates).settings)
+        report = Report.begin("Depth", args, Broker(certificates).settings)
         for jobs in sorted(set(args.depths)):
             with _timed(report, jobs):
                 depths[jobs] = [measure(certificates, jobs, args.payload, args.at_least) for _ in range(args.runs)]

@@ -7,8 +7,9 @@ docs/benchmarks.md says how to read the figures.
 
 from __future__ import annotations
 
-from common import (BenchError, Broker, Certificates, Crew, HubLag, Loop, Member, Peer, Report, check, pack_request, percentile,
+from common import (BenchError, Broker, Certificates, HubLag, Loop, Peer, Report, check, pack_request, percentile,
                     positive, raise_file_limit, run)
+from crew import Crew, Member
 
 import argparse
 import math
@@ -354,9 +355,8 @@ def main() -> int:
     limit = raise_file_limit() - SPARE_FILES
     if not 0 <= args.held <= limit or not 0.1 <= args.seconds <= 600:
         raise BenchError(f"--held must be 0 to {limit} here (the broker's file limit), --seconds 0.1 to 600")
-    report = Report(is_json=args.json)
     with Certificates() as certificates, Broker(certificates) as broker, Crew() as crew:
-        report.head("Latency", {key: value for key, value in vars(args).items() if key != "json"}, broker.settings)
+        report = Report.begin("Latency", args, broker.settings)
         for number in range(HOLDERS if args.held else 0):
             crew.start(hold, broker.endpoint, args.held // HOLDERS + (number < args.held % HOLDERS))
         crew.start(work, broker.endpoint)

@@ -6,7 +6,8 @@ lean clients; what a worker does with a job is no part of it. docs/benchmarks.md
 
 from __future__ import annotations
 
-from common import BenchError, Broker, Certificates, Crew, Loop, Member, Peer, Report, check, pack_request, percentile, positive, run
+from common import BenchError, Broker, Certificates, Loop, Peer, Report, check, pack_request, percentile, positive, run
+from crew import Crew, Member
 
 import argparse
 import multiprocessing
@@ -136,11 +137,12 @@ class SubmitFrame:
             for place in range(NUMBER_BYTES):  # column by column, all jobs at once
                 frame[first + place::step] = frame[second + place::step] = packed[place::NUMBER_BYTES]
         if self._submission_at:
-            frame[self._submission_at:self._submission_at + 16] = _submission_id()
+            frame[self._submission_at:self._submission_at + 16] = submission_id()
         return peer.ask_packed(frame, self._id_at)
 
 
-def _submission_id() -> bytes:
+def submission_id() -> bytes:
+    """Return a submission id as clients make them: time-ordered, otherwise random."""
     return (time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10)
 
 
@@ -500,10 +502,9 @@ def main() -> int:
         raise BenchError(f"--payload must be at least {LEAST_PAYLOAD} bytes, --seconds 0.1 to 600")
     plans = [Plan(mode, batch, connections, args.payload, args.seconds, args.jobs or 0, args.pipeline, args.safe)
              for mode, batch, connections in chosen_cells(args)]
-    report = Report(is_json=args.json)
     rows: list[tuple[Plan, list[Figures]]] = []
     with Certificates() as certificates:
-        report.head("Throughput", {key: value for key, value in vars(args).items() if key != "json"}, Broker(certificates).settings)
+        report = Report.begin("Throughput", args, Broker(certificates).settings)
         for plan in plans:
             runs = [measure(certificates, plan) for _ in range(args.runs)]
             print_figures(report, plan, runs)
