@@ -296,7 +296,8 @@ class Bench:
             times = self._step(submit, None, CAPACITY_IN_FLIGHT, args.seconds)
             rates.append(len(times.ids) / times.took_s)
         capacity = percentile(rates, 50)
-        self._report.result("capacity", capacity, "jobs/s", held=args.held, runs=len(rates), min=round(min(rates)), max=round(max(rates)))
+        self._report.result("capacity", capacity, "jobs/s", held=args.held, runs=len(rates), min=round(min(rates)), max=round(max(rates)),
+                            **{f"{who}_busy_percent": round(share) for who, share in self._busy.items()})
         for load in args.loads:
             rate = capacity * load / 100
             self._print(f"{load} %", self._step(submit, make_arrivals(rate, args.seconds, args.seed + load), 0, 0.0),
