@@ -165,9 +165,9 @@ class Broker:
             self._process = subprocess.Popen([sys.executable, str(ROOT / "broker.py"), *self._flags], stdout=out, stderr=out,
                                              stdin=subprocess.DEVNULL, env=environ, cwd=self._folder)
 
-    def wait_until_it_greets(self, role: str = "client") -> Peer:
+    def wait_until_it_greets(self, role: str = "client", within_s: float = START_WITHIN_S) -> Peer:
         """Return a greeted connection as soon as there is one. Raises BenchError with the broker's last words if none comes."""
-        deadline = time.monotonic() + START_WITHIN_S
+        deadline = time.monotonic() + within_s
         while True:
             try:
                 return Peer(self.endpoint, role).open()

@@ -225,42 +225,39 @@ def make_arrivals(rate: float, seconds: float, seed: int) -> array:
 
 def hold(member: Member, endpoint: Endpoint, count: int) -> None:
     """Be `count` workers that heartbeat and nothing else."""
-    loop, open_peers = Loop(), deque()
+    loop, held = Loop(), deque()
+    beats = _beats(loop, held)
     shaking: set[Peer] = set()
     begun = 0
-    while len(open_peers) < count:
+    is_ready = False
+    while not member.is_over:
         while begun < count and len(shaking) < SHAKING:
             peer = Peer(endpoint, "worker", begun).begin()
             loop.add(peer)
             shaking.add(peer)
             begun += 1
             peer.advance()
-        for peer in loop.ready(0.05):
+        for peer in loop.ready(0.01):
             if peer not in shaking:
-                peer.receive()
+                for message in peer.receive():
+                    check(message)
             elif peer.advance() == 0:
                 shaking.discard(peer)
-                open_peers.append(peer)
-    beats = _beats(loop, open_peers)
-    next(beats)
-    member.ready()
-    while not member.is_over:
-        for peer in loop.ready(0.01):
-            for message in peer.receive():
-                check(message)
+                held.append(peer)
         next(beats)
+        if not is_ready and len(held) == count:
+            member.ready()
+            is_ready = True
 
 
 def _beats(loop: Loop, peers: deque[Peer]) -> Iterator[None]:
     """Send the heartbeats that are due, a portion of the connections at a time, so that they spread evenly."""
     frame, id_at = pack_request("heartbeat", leases=[])
-    every_s = peers[0].greeting["heartbeat_s"] / HEARTBEAT_SLICES
-    share = math.ceil(len(peers) / HEARTBEAT_SLICES)
     due = time.monotonic()
     while True:
-        while time.monotonic() >= due:
-            due += every_s
-            for _ in range(share):
+        while peers and time.monotonic() >= due:
+            due += peers[0].greeting["heartbeat_s"] / HEARTBEAT_SLICES
+            for _ in range(math.ceil(len(peers) / HEARTBEAT_SLICES)):
                 peers[0].ask_packed(frame, id_at)
                 loop.send(peers[0])
                 peers.rotate(-1)
@@ -277,10 +274,12 @@ class Bench:
         self._report = report
         self._broker = broker
         self._args = args
-        self._lag = HubLag(Peer(broker.endpoint).open())
+        self._watcher = Peer(broker.endpoint).open()
+        self._lag = HubLag(self._watcher)
         self._jobs = 0
         self._ids: set[int] = set()
-        self._busy: dict[str, float] = {}  # of a core, in the latest step
+        self._busy: dict[str, float] = {}  # percent of a core, in the latest step
+        self._fsyncs_per_s = 0.0  # in the latest step
 
     @property
     def jobs(self) -> int:
@@ -296,23 +295,24 @@ class Bench:
             times = self._step(submit, None, CAPACITY_IN_FLIGHT, args.seconds)
             rates.append(len(times.ids) / times.took_s)
         capacity = percentile(rates, 50)
-        self._report.result("capacity", capacity, "jobs/s", held=args.held, runs=len(rates), min=round(min(rates)), max=round(max(rates)),
-                            **{f"{who}_busy_percent": round(share) for who, share in self._busy.items()})
+        self._report.result("capacity", capacity, "jobs/s", held=args.held, runs=len(rates), min=round(min(rates)),
+                            max=round(max(rates)), fsyncs_per_s=round(self._fsyncs_per_s), **{f"{who}_busy_percent": round(share) for who, share in self._busy.items()})
         for load in args.loads:
             rate = capacity * load / 100
             self._print(f"{load} %", self._step(submit, make_arrivals(rate, args.seconds, args.seed + load), 0, 0.0),
                         jobs_per_s=round(rate))
 
     def _step(self, main: object, *arguments: object) -> Times:
-        self._lag.begin()
-        cpu_s, began = self._broker.cpu(), time.monotonic()
         with Crew() as crew:
             crew.start(main, self._broker.endpoint, self._jobs, *arguments)
             crew.go()
+            self._lag.begin()
+            cpu_s, commits, began = self._broker.cpu(), self._watcher.call("stats")["store"]["commits"], time.monotonic()
             while not crew.has_ended(SAMPLE_S):
                 self._lag.sample()
             times = crew.outcomes(RESULT_WITHIN_S)[0]
         took_s = time.monotonic() - began
+        self._fsyncs_per_s = (self._watcher.call("stats")["store"]["commits"] - commits) / took_s
         self._busy = {"broker": (self._broker.cpu() - cpu_s) / took_s * 100, "generator": crew.cpu_s[0] / took_s * 100}
         self._jobs += len(times.ids)
         self._ids.update(times.ids)
@@ -331,6 +331,7 @@ class Bench:
                                 share_percent=round(100 * late / len(times.late_ms), 2), p99_ms=round(percentile(times.late_ms, 99), 2))
         for name, value in self._lag.end().items():
             self._report.result(f"hub lag {name}", value, "ms", **params)
+        self._report.result("fsyncs", self._fsyncs_per_s, "fsyncs/s", **params)
         for who, share in self._busy.items():
             self._report.result(f"{who} busy", share, "% of core", **params)
         self._report.say()
