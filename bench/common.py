@@ -1,4 +1,4 @@
-"""What the benchmarks share: a broker of their own, a lean client, processes that load it, percentiles, the machine, how results are printed.
+"""What the benchmarks share: a broker of their own, a lean client, percentiles, the facts of the machine, and how results are printed.
 
 Imported first by each script: it puts the checkout's root on the path. It measures nothing and knows no script.
 """
@@ -17,13 +17,10 @@ require("gevent", "bottle", "msgpack", "apsw", "cryptography")
 
 import argparse
 import dataclasses
-import gc
 import importlib.metadata
 import importlib.util
 import json
 import math
-import multiprocessing
-import multiprocessing.connection
 import os
 import platform
 import random
@@ -37,7 +34,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
 
 import msgpack
 
@@ -57,7 +53,6 @@ ANSWER_WITHIN_S = 60.0
 ID_BYTES = 8  # of a request's id in a packed frame
 RECORD_BYTES = 16 * 1024  # a full TLS record
 
-_fork = multiprocessing.get_context("fork")
 _encode = FrameEncoder()  # each process of a benchmark has one thread
 
 
@@ -170,9 +165,9 @@ class Broker:
             self._process = subprocess.Popen([sys.executable, str(ROOT / "broker.py"), *self._flags], stdout=out, stderr=out,
                                              stdin=subprocess.DEVNULL, env=environ, cwd=self._folder)
 
-    def wait_until_it_greets(self, role: str = "client") -> Peer:
+    def wait_until_it_greets(self, role: str = "client", within_s: float = START_WITHIN_S) -> Peer:
         """Return a greeted connection as soon as there is one. Raises BenchError with the broker's last words if none comes."""
-        deadline = time.monotonic() + START_WITHIN_S
+        deadline = time.monotonic() + within_s
         while True:
             try:
                 return Peer(self.endpoint, role).open()
@@ -264,12 +259,13 @@ class Peer:
         in_flight: request id -> whatever the script keeps for the reply.
     """
 
-    def __init__(self, endpoint: Endpoint, role: str = "client", number: int = 0, name: str | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, role: str = "client", number: int = 0, name: str | None = None,
+                 hello: dict[str, object] | None = None) -> None:
         self.number = number
         self.greeting: dict = {}
         self.in_flight: dict[int, object] = {}
         self._endpoint = endpoint
-        self._hello = {"version": 1, "role": role, **({"name": name} if name else {})}
+        self._hello = {"version": 1, "role": role, **({"name": name} if name else {}), **(hello or {})}
         self._partial = b""  # of a frame that is not there whole
         self._next_id = 0
         self._outgoing = bytearray()
@@ -381,6 +377,12 @@ class Peer:
                 if message.get("id") == number:
                     return check(message)
 
+    def receive_within(self, seconds: float) -> list[dict]:
+        """Wait for messages so long at most, in whole milliseconds, and return those that came."""
+        poller = select.poll()
+        poller.register(self.sock.fileno(), select.POLLIN)
+        return self.receive() if poller.poll(max(1, int(seconds * 1000))) else []
+
     def close(self) -> None:
         """Just close, without a bye."""
         if self.sock is not None:
@@ -431,6 +433,12 @@ class Loop:
         self._peers[peer.sock.fileno()] = peer
         self._poll.register(peer.sock.fileno(), select.EPOLLIN)
 
+    def forget(self, peer: Peer) -> None:
+        """Watch a peer no more; before it is closed."""
+        del self._peers[peer.sock.fileno()]
+        self._writing.discard(peer.sock.fileno())
+        self._poll.unregister(peer.sock.fileno())
+
     def watch(self, peer: Peer, events: int) -> None:
         """Wait for other events of a peer."""
         self._poll.modify(peer.sock.fileno(), events)
@@ -446,6 +454,11 @@ class Loop:
             self._writing.discard(number)
             self._poll.modify(number, select.EPOLLIN)
 
+    def ready_until(self, at: float) -> list[Peer]:
+        """Do what `ready` does, waiting up to a monotonic time; right to a tenth of a millisecond, where `ready` has whole ones."""
+        select.select([self._poll], [], [], max(0.0, at - time.monotonic()))
+        return self.ready(0.0)
+
     def ready(self, timeout_s: float) -> list[Peer]:
         """Wait and return the peers whose sockets have something."""
         peers = [self._peers[number] for number, _ in self._poll.poll(max(0.0, timeout_s), 1024)]
@@ -455,109 +468,29 @@ class Loop:
         return peers
 
 
-# -- processes --------------------------------------------------------------------------------------------------------------
+class HubLag:
+    """How late the timers of the broker's hub came during a step, from its `stats`: whoever watches samples, ten times a second say."""
 
+    def __init__(self, watcher: Peer) -> None:
+        self._watcher = watcher
+        self._samples: list[float] = []
+        self._highest = 0.0  # since the broker's start, before the step
 
-class Member:
-    """What a process of a crew knows of its parent."""
+    def begin(self) -> None:
+        """Begin a step."""
+        self._samples = []
+        self._highest = self._watcher.call("stats")["hub"]["max_lag_ms"]
 
-    def __init__(self, pipe: Connection, is_over: object) -> None:
-        self._pipe = pipe
-        self._is_over = is_over
-        self._cpu_s = 0.0
+    def sample(self) -> None:
+        """Note how late the latest timer came."""
+        self._samples.append(self._watcher.call("stats")["hub"]["lag_ms"])
 
-    def ready(self) -> None:
-        """Tell the parent, and wait until it lets all begin. CPU time counts from here."""
-        self._pipe.send("ready")
-        self._pipe.recv()
-        self._cpu_s = time.process_time()
-
-    @property
-    def is_over(self) -> bool:
-        """True when the parent wants it to end; costs a look into memory."""
-        return bool(self._is_over.value)
-
-    def run(self, main: Callable[..., object], arguments: tuple) -> None:
-        """Call the main, and hand over what it returns or how it failed; the process's main."""
-        # What the processes keep are numbers in arrays; there is nothing for the collector but to look at.
-        gc.disable()
-        failure, outcome = "", None
-        try:
-            outcome = main(self, *arguments)
-        except (BenchError, GreenroomError, OSError) as exc:
-            failure = f"{main.__name__} failed: {exc}"
-        self._pipe.send((failure, outcome, time.process_time() - self._cpu_s))
-
-
-class Crew:
-    """Forked processes that load a broker. A context manager: at its end none of them is left.
-
-    Attributes:
-        cpu_s: once they ended, the processor time of each from `go` to its end, in the order of their start.
-    """
-
-    def __init__(self) -> None:
-        self.cpu_s: list[float] = []
-        self._is_over = _fork.RawValue("b", 0)
-        self._processes: list[multiprocessing.Process] = []
-        self._pipes: list[Connection] = []
-
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        for process in self._processes:
-            process.kill()
-            process.join()
-
-    def start(self, main: Callable[..., object], *arguments: object) -> multiprocessing.Process:
-        """Run `main(member, *arguments)` in a process of its own. It must call `member.ready()` once, then return its outcome."""
-        pipe, its_pipe = _fork.Pipe()
-        process = _fork.Process(target=Member(its_pipe, self._is_over).run, args=(main, arguments), daemon=True)
-        process.start()
-        its_pipe.close()
-        self._processes.append(process)
-        self._pipes.append(pipe)
-        return process
-
-    def go(self) -> None:
-        """Wait until all are ready, and let them begin. Raises BenchError with the words of one that failed."""
-        for pipe, first in self._collect(START_WITHIN_S).items():
-            assert first == "ready"
-            pipe.send("go")
-
-    def end(self) -> None:
-        """Tell all to end soon: `member.is_over`."""
-        self._is_over.value = 1
-
-    def has_ended(self, within_s: float) -> bool:
-        """Wait, and tell whether one of them has ended, well or not."""
-        return bool(multiprocessing.connection.wait(self._pipes, max(0.0, within_s)))
-
-    def outcomes(self, within_s: float) -> list[object]:
-        """Wait for the end of all and return what their mains returned. Raises BenchError if one failed or takes too long."""
-        ends = list(self._collect(within_s).values())
-        self.cpu_s = [cpu_s for _, _, cpu_s in ends]
-        return [outcome for _, outcome, _ in ends]
-
-    def _collect(self, within_s: float) -> dict[Connection, object]:
-        """Return one message of each. The first failure ends it: the others may wait for the one that failed."""
-        deadline = time.monotonic() + within_s
-        found: dict[Connection, object] = dict.fromkeys(self._pipes)
-        missing = set(self._pipes)
-        while missing:
-            readable = multiprocessing.connection.wait(missing, max(0.0, deadline - time.monotonic()))
-            if not readable:
-                raise BenchError(f"a process of the benchmark did not come so far within {within_s:.0f} s")
-            for pipe in readable:
-                try:
-                    found[pipe] = message = pipe.recv()
-                except EOFError:
-                    raise BenchError("a process of the benchmark died") from None
-                if message != "ready" and message[0]:
-                    raise BenchError(message[0])
-                missing.discard(pipe)
-        return found
+    def end(self) -> dict[str, float]:
+        """Return milliseconds: `p99` of the samples, and `max`, which is the broker's own unless an earlier step had a higher one."""
+        hub = self._watcher.call("stats")["hub"]
+        self._samples.append(hub["lag_ms"])
+        highest = hub["max_lag_ms"]
+        return {"p99": percentile(self._samples, 99), "max": highest if highest > self._highest else max(self._samples)}
 
 
 # -- printing ---------------------------------------------------------------------------------------------------------------
@@ -568,6 +501,13 @@ class Report:
 
     def __init__(self, *, is_json: bool) -> None:
         self._is_json = is_json
+
+    @classmethod
+    def begin(cls, title: str, args: argparse.Namespace, settings: dict[str, object] | None = None) -> Report:
+        """Return a report as `args.json` says, with its head printed; the other arguments are its parameters."""
+        report = cls(is_json=args.json)
+        report.head(title, {key: value for key, value in vars(args).items() if key != "json"}, settings)
+        return report
 
     def say(self, text: str = "") -> None:
         """Print a line for people."""

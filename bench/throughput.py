@@ -6,7 +6,8 @@ lean clients; what a worker does with a job is no part of it. docs/benchmarks.md
 
 from __future__ import annotations
 
-from common import BenchError, Broker, Certificates, Crew, Loop, Member, Peer, Report, check, pack_request, percentile, positive, run
+from common import BenchError, Broker, Certificates, Loop, Peer, Report, check, pack_request, percentile, positive, run
+from crew import Crew, Member
 
 import argparse
 import multiprocessing
@@ -51,6 +52,7 @@ class Plan:
     jobs: int  # submit so many instead of for so long; 0: no
     pipeline: int  # submit frames that one connection has under way
     safe: bool  # with submission ids
+    ordered: bool = False  # to each connection that works, jobs must come in the order of their ids
 
     @property
     def ahead(self) -> int:
@@ -135,11 +137,12 @@ class SubmitFrame:
             for place in range(NUMBER_BYTES):  # column by column, all jobs at once
                 frame[first + place::step] = frame[second + place::step] = packed[place::NUMBER_BYTES]
         if self._submission_at:
-            frame[self._submission_at:self._submission_at + 16] = _submission_id()
+            frame[self._submission_at:self._submission_at + 16] = submission_id()
         return peer.ask_packed(frame, self._id_at)
 
 
-def _submission_id() -> bytes:
+def submission_id() -> bytes:
+    """Return a submission id as clients make them: time-ordered, otherwise random."""
     return (time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10)
 
 
@@ -150,7 +153,7 @@ def produce(member: Member, endpoint: Endpoint, plan: Plan, progress: Progress, 
     """Submit until the time is over or the jobs are all there."""
     peers = [Peer(endpoint, "client", number).open() for number in range(plan.connections)]
     member.ready()
-    producer = _Producer(peers, plan, progress, filler)
+    producer = Producer(peers, plan, progress, filler)
     try:
         producer.run()
     finally:
@@ -158,7 +161,7 @@ def produce(member: Member, endpoint: Endpoint, plan: Plan, progress: Progress, 
     return producer.outcome
 
 
-class _Producer:
+class Producer:
     """Keeps its connections busy with submits."""
 
     def __init__(self, peers: list[Peer], plan: Plan, progress: Progress, filler: bytes) -> None:
@@ -168,6 +171,7 @@ class _Producer:
         self._progress = progress
         self._frame = SubmitFrame(plan.batch, filler, safe=plan.safe)
         self._next = 0
+        self._last = plan.jobs or sys.maxsize
         self._acknowledged = 0
         self._loop = Loop()
         for peer in peers:
@@ -181,7 +185,7 @@ class _Producer:
         ahead = plan.ahead if plan.mode == "all" else sys.maxsize
         idle = list(self._peers)
         while True:
-            is_over = self._next >= plan.jobs if plan.jobs else time.monotonic() >= ends_at
+            is_over = self._next >= self._last if plan.jobs else time.monotonic() >= ends_at
             if not is_over:
                 while idle and self._next - self._progress[SETTLED] < ahead:
                     self._fill(idle.pop())
@@ -196,7 +200,7 @@ class _Producer:
         outcome.ended_at = time.monotonic()
 
     def _fill(self, peer: Peer) -> None:
-        while len(peer.in_flight) < self._plan.pipeline:
+        while len(peer.in_flight) < self._plan.pipeline and self._next < self._last:
             self._submit(peer, array("Q", range(self._next, self._next + self._plan.batch)))
             self._next += self._plan.batch
         self._loop.send(peer)
@@ -233,12 +237,12 @@ def consume(member: Member, endpoint: Endpoint, plan: Plan, progress: Progress, 
     """Reserve and settle until everything submitted is settled."""
     peers = [Peer(endpoint, "worker", number).open() for number in range(plan.connections)]
     member.ready()
-    consumer = _Consumer(peers, plan, progress, filler)
+    consumer = Consumer(peers, plan, progress, filler)
     consumer.run()
     return consumer.outcome
 
 
-class _Consumer:
+class Consumer:
     """Keeps its connections reserving and settling: a settle and the next reserve leave in one write."""
 
     def __init__(self, peers: list[Peer], plan: Plan, progress: Progress, filler: bytes) -> None:
@@ -247,6 +251,7 @@ class _Consumer:
         self._progress = progress
         self._filler = filler
         self._settled = 0
+        self._latest: dict[Peer, int] | None = dict.fromkeys(peers, 0) if plan.ordered else None
         self._reserve_frame, self._id_at = pack_request("reserve", n=plan.batch, wait=RESERVE_WAIT_S)
         self._loop = Loop()
         for peer in peers:
@@ -286,22 +291,27 @@ class _Consumer:
             return
         jobs = message["jobs"]
         if jobs:
-            peer.in_flight[peer.ask("settle", leases=self._work(jobs))] = len(jobs)
+            peer.in_flight[peer.ask("settle", leases=self._work(peer, jobs))] = len(jobs)
         self._reserve(peer)
 
-    def _work(self, jobs: list[list]) -> list[list]:
-        """Check what came of these jobs and return their acks."""
+    def _work(self, peer: Peer, jobs: list[list]) -> list[list]:
+        """Check the jobs that came to a connection and return their acks."""
+        ids = [job[0] for job in jobs]
+        if self._latest is not None:
+            if [self._latest[peer], *ids] != sorted([self._latest[peer], *ids]):
+                raise BenchError(f"after job {self._latest[peer]} the jobs {ids} came out of their order")
+            self._latest[peer] = ids[-1]
         payloads = [job[3] for job in jobs]
         results = [payload[:NUMBER_BYTES] for payload in payloads]
         filler = self._filler
         if payloads != [result + filler + result for result in results] or any(job[2] != TASK for job in jobs):
-            raise BenchError(f"one of the jobs {[job[0] for job in jobs]} came with another payload than it was submitted with")
+            raise BenchError(f"one of the jobs {ids} came with another payload than it was submitted with")
         self.outcome.numbers.extend(unpack_numbers(b"".join(results)))
-        self.outcome.ids.extend([job[0] for job in jobs])
+        self.outcome.ids.extend(ids)
         return [[job[0], job[1], "ack", result, True] for job, result in zip(jobs, results)]
 
 
-WHO = {produce: "producer", consume: "consumer"}
+WHO = {produce: "producer", consume: "consumer"}  # as printed
 
 
 # -- one measurement --------------------------------------------------------------------------------------------------------
@@ -336,7 +346,7 @@ def measure(certificates: Certificates, plan: Plan) -> Figures:
     with Broker(certificates) as broker:
         submitted, settled, figures = (_drain if plan.mode == "drain" else _together)(broker, plan)
         if settled is not None:
-            _check_pairs(submitted, settled)
+            check_pairs(submitted, settled)
             _check_sample(broker, settled)
         broker.stop()
         done = len(settled.ids) if settled is not None else 0
@@ -350,7 +360,7 @@ def measure(certificates: Certificates, plan: Plan) -> Figures:
 
 def _together(broker: Broker, plan: Plan) -> tuple[Outcome, Outcome | None, Figures]:
     mains = [produce, consume] if plan.mode == "all" else [produce]
-    outcomes, seen = _run_processes(broker, plan, Progress(), mains, make_filler(plan.payload))
+    outcomes, seen = run_processes(broker, plan, Progress(), mains, make_filler(plan.payload))
     submitted, settled = outcomes[0], outcomes[1] if len(outcomes) > 1 else None
     ended_at = (settled or submitted).ended_at
     figures = Figures(jobs=len(submitted.ids), seconds=ended_at - submitted.began_at, round_trips_ms=submitted.round_trips_ms,
@@ -361,14 +371,14 @@ def _together(broker: Broker, plan: Plan) -> tuple[Outcome, Outcome | None, Figu
 def _drain(broker: Broker, plan: Plan) -> tuple[Outcome, Outcome, Figures]:
     fill = Plan("submit", DRAIN_FILL["batch"], DRAIN_FILL["connections"], plan.payload, plan.seconds, plan.jobs, 2, False)
     progress, filler = Progress(), make_filler(plan.payload)
-    submitted = _run_processes(broker, fill, progress, [produce], filler)[0][0]
-    (settled,), seen = _run_processes(broker, plan, progress, [consume], filler)
+    submitted = run_processes(broker, fill, progress, [produce], filler)[0][0]
+    (settled,), seen = run_processes(broker, plan, progress, [consume], filler)
     figures = Figures(jobs=len(settled.ids), seconds=settled.ended_at - settled.began_at, round_trips_ms=array("f"), busy=0, waiting=0,
                       **seen)
     return submitted, settled, figures
 
 
-def _run_processes(broker: Broker, plan: Plan, progress: Progress, mains: list, filler: bytes) -> tuple[list[Outcome], dict]:
+def run_processes(broker: Broker, plan: Plan, progress: Progress, mains: list, filler: bytes) -> tuple[list[Outcome], dict]:
     """Run these mains to their end; returns their outcomes and what was seen of the broker meanwhile (fields of Figures)."""
     with Crew() as crew:
         for main in mains:
@@ -384,7 +394,7 @@ def _run_processes(broker: Broker, plan: Plan, progress: Progress, mains: list, 
                       "memory": broker.memory(), "cpu_s": used_s}
 
 
-def _check_pairs(submitted: Outcome, settled: Outcome) -> None:
+def check_pairs(submitted: Outcome, settled: Outcome) -> None:
     """Each submitted job must have come once, under the id that its producer was told."""
     if len(settled.ids) != len(set(settled.ids)):
         raise BenchError(f"{len(settled.ids) - len(set(settled.ids))} jobs came more than once")
@@ -492,10 +502,9 @@ def main() -> int:
         raise BenchError(f"--payload must be at least {LEAST_PAYLOAD} bytes, --seconds 0.1 to 600")
     plans = [Plan(mode, batch, connections, args.payload, args.seconds, args.jobs or 0, args.pipeline, args.safe)
              for mode, batch, connections in chosen_cells(args)]
-    report = Report(is_json=args.json)
     rows: list[tuple[Plan, list[Figures]]] = []
     with Certificates() as certificates:
-        report.head("Throughput", {key: value for key, value in vars(args).items() if key != "json"}, Broker(certificates).settings)
+        report = Report.begin("Throughput", args, Broker(certificates).settings)
         for plan in plans:
             runs = [measure(certificates, plan) for _ in range(args.runs)]
             print_figures(report, plan, runs)

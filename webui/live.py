@@ -20,7 +20,7 @@ from greenroom.webui.answers import dump_json
 
 log = logging.getLogger(__name__)
 
-MAX_VIEWERS = 64
+MAX_VIEWERS = 200
 MAX_WAITING = 8  # events that one viewer may have unread
 TICK_S = 1.0
 REFRESH_S = 5.0  # heartbeats and the clock move without counting as changes

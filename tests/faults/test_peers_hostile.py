@@ -242,7 +242,7 @@ def test_impossible_lengths_and_versions_are_refused_before_anything_is_kept(bro
     assert "Traceback" not in broker.output
 
 
-# -- a hundred viewers that stall (F50) -------------------------------------------------------------------------------------
+# -- hundreds of viewers that stall (F50) -----------------------------------------------------------------------------------
 
 
 def watch(broker: BrokerProcess) -> tuple[socket.socket, bytes]:
@@ -256,16 +256,16 @@ def watch(broker: BrokerProcess) -> tuple[socket.socket, bytes]:
 
 
 @pytest.mark.parametrize("seconds", [2.0, pytest.param(60.0, marks=[pytest.mark.long, pytest.mark.timeout(180)])])
-def test_a_hundred_viewers_that_stall_cost_little_and_hold_up_nobody(make_broker: Callable[..., BrokerProcess],
-                                                                    seconds: float) -> None:
+def test_hundreds_of_viewers_that_stall_cost_little_and_hold_up_nobody(make_broker: Callable[..., BrokerProcess],
+                                                                      seconds: float) -> None:
     broker = make_broker()
     friend = broker.connect()
     friend.call("submit", jobs=[{"task": "t", "payload": os.urandom(400)}] * 200)
     broker.get("/api/stats")
     files_before, memory_before = files(broker), memory(broker)
-    opened = [watch(broker) for _ in range(100)]
+    opened = [watch(broker) for _ in range(MAX_VIEWERS + 36)]
     viewers = [sock for sock, _ in opened]
-    assert Counter(status for _, status in opened) == {b"200": MAX_VIEWERS, b"429": 100 - MAX_VIEWERS}
+    assert Counter(status for _, status in opened) == {b"200": MAX_VIEWERS, b"429": 36}
     most = 0
     ends_at = time.monotonic() + seconds
     with Pinger(friend) as pinger:

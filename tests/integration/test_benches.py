@@ -68,6 +68,58 @@ def test_throughput_prints_a_table_for_people(tmp_path: Path) -> None:
     assert [row[:3] for row in rows] == [["all", "1", "1"], ["all", "10", "1"], ["all", "100", "1"]]
 
 
+def test_latency_measures_idle_and_an_open_loop_while_connections_are_held(tmp_path: Path) -> None:
+    done = bench("latency.py", "--seconds", "0.5", "--idle", "20", "--held", "6", "--loads", "50", "--json", cwd=tmp_path)
+
+    found = {(item["name"], item["params"].get("load")): item["value"] for item in objects(done)}
+
+    assert found["capacity", None] > 0 and found["jobs in the store", None] > 20
+    for load in ("idle", "50 %"):
+        start, result = found["submit to start p50", load], found["submit to result p50", load]
+        assert 0 < start < result <= found["submit to result p99.9", load]
+        assert found["hub lag max", load] >= 0
+    assert found["arrivals sent over 1 ms late", "50 %"] >= 0
+
+
+def test_depth_fills_restarts_and_drains_each_depth(tmp_path: Path) -> None:
+    done = bench("depth.py", "--depths", "200", "1000", "--at-least", "400", "--json", cwd=tmp_path)
+
+    found = {(item["name"], item["params"].get("depth")): item["value"] for item in objects(done)}
+
+    for depth in (200, 1000):
+        assert found["submit", depth] > 0 and found["drain", depth] > 0 and found["store on disk, full", depth] > 0
+        for end in ("kill -9", "SIGTERM"):
+            assert 0 < found[f"start after {end} until hello", depth] < found[f"start after {end} until first job", depth]
+    assert found["submit slowdown", 200] == 1 and found["drain slowdown", 1000] > 0
+
+
+def test_recovery_loses_no_job_in_kills_of_broker_and_worker(tmp_path: Path) -> None:
+    done = bench("recovery.py", "--kills", "1", "--seconds", "0.3", "--rate", "500", "--only", "broker", "--json", cwd=tmp_path)
+    found = values(done)
+    assert found["broker killed: jobs lost"] == 0 and found["broker killed: jobs finished twice"] == 0
+    assert 0 < found["broker killed: until hello"] < found["broker killed: until first settle"]
+
+    found = values(bench("recovery.py", "--kills", "1", "--rate", "500", "--only", "killed", "--json", cwd=tmp_path))
+    assert found["worker killed: until its jobs were finished"] >= 500, "before the reconnect grace was over"
+    assert found["worker killed: late settles accepted"] == 0
+
+
+def test_fanout_gives_every_viewer_its_events_while_jobs_flow(tmp_path: Path) -> None:
+    done = bench("fanout.py", "--viewers", "5", "--seconds", "2", "--runs", "1", "--json", cwd=tmp_path)
+
+    found = {(item["name"], item["params"].get("viewers")): item["value"] for item in objects(done)}
+
+    assert found["jobs", 0] > 0 and found["jobs", 5] > 0 and found["overviews a viewer, least", 5] > 0
+    assert 0 < found["overview delay p50", 5] <= found["overview delay p100", 5]
+
+
+def test_parts_measures_each_part_alone(tmp_path: Path) -> None:
+    found = {item["name"] for item in objects(bench("parts.py", "--repeats", "1", "--jobs", "100", "--json", cwd=tmp_path))}
+
+    assert {"engine submit", "engine reserve", "engine settle", "SQLite submit: apply", "SQLite submit: statements", "SQLite settle: COMMIT", "decode submit",
+            "check leases of a settle", "encode answer to reserve", "TLS seal", "TLS open"} <= found
+
+
 def test_connections_lets_every_connection_complete_a_job(tmp_path: Path) -> None:
     found = values(bench("connections.py", "--connections", "30", "--idle", "0.2", "--probes", "5", "--json", cwd=tmp_path))
 
