@@ -16,7 +16,8 @@ CHAR = 6.6  # pixels that a character of the 12-pixel text takes at the most, on
 #: Colours of text, grid and series, by scheme. A picture in a page follows the reader's scheme, and has its own ground in any case.
 STYLE = """
   .ground { fill: #ffffff } text { fill: #1f2328; font: 12px system-ui, sans-serif } .title { font-weight: 600; font-size: 15px }
-  .soft { fill: #59636e } .whisker { stroke: #1f2328; stroke-width: 1 } .grid { stroke: #d1d9e0; stroke-width: 1 } .line { fill: none; stroke-width: 2 } .spread { stroke-width: 1.2 }
+  .soft { fill: #59636e } .whisker { stroke: #1f2328; stroke-width: 1 }
+  .grid { stroke: #d1d9e0; stroke-width: 1 } .line { fill: none; stroke-width: 2 } .spread { stroke-width: 1.2 }
   .k0 { fill: #0969da; stroke: #0969da } .k1 { fill: #bc4c00; stroke: #bc4c00 } .k2 { fill: #1a7f37; stroke: #1a7f37 }
   .k3 { fill: #8250df; stroke: #8250df } .bar.k1 { fill: #59636e } .bar.k2 { fill: #afb8c1 } .bar { stroke: none } .line { fill: none }
   @media (prefers-color-scheme: dark) {
@@ -141,4 +142,5 @@ def _log_ticks(points: list[Point]) -> list[float]:
 def _svg(height: float, title: str, parts: list[str]) -> str:
     body = "\n".join(parts)
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" height="{height:.0f}" role="img" '
-            f'aria-label="{escape(title)}">\n<style>{STYLE}</style>\n<rect class="ground" width="100%" height="100%" rx="6"/>\n{body}\n</svg>\n')
+            f'aria-label="{escape(title)}">\n<style>{STYLE}</style>\n<rect class="ground" width="100%" height="100%" rx="6"/>\n'
+            f'{body}\n</svg>\n')

@@ -319,7 +319,8 @@ def redis_list_put(link: Link, work: Work) -> Dialogue:
 def redis_list_take(link: Link, work: Work) -> Dialogue:
     """BLMOVE and 99 LMOVE into a list of its own, then an LREM for each job, with the next moves in the same write."""
     mine = b"at-work-%d" % link.sock.fileno()
-    move = _redis(b"BLMOVE", b"jobs", mine, b"LEFT", b"RIGHT", b"%g" % WAIT_S) + _redis(b"LMOVE", b"jobs", mine, b"LEFT", b"RIGHT") * (BATCH - 1)
+    move = _redis(b"BLMOVE", b"jobs", mine, b"LEFT", b"RIGHT", b"%g" % WAIT_S)
+    move += _redis(b"LMOVE", b"jobs", mine, b"LEFT", b"RIGHT") * (BATCH - 1)
     remove = _redis_with_payload(b"LREM", mine, b"1")
     link.send(move)
     while True:

@@ -71,13 +71,16 @@ def _broker(name: str, can_lose: str, jobs: int, server: Callable[[], Server] | 
 
 def _framework(name: str, can_lose: str, jobs: int, server: Callable[[], Server] | None, protocol: str, worker: str, how: str, *,
                env: dict[str, str] | None = None, versions: str = "") -> Contender:
-    return Contender(name, "frameworks", can_lose, jobs, server, how, protocol, tuple(worker.split()), env or {}, tuple(versions.split()))
+    return Contender(name, "frameworks", can_lose, jobs, server, how, protocol, tuple(worker.split()), env or {},
+                     tuple(versions.split()))
 
 
 BROKERS = (
     _broker("Greenroom", SYNCED, 60_000, None, "greenroom", "TLS 1.3; submit frames of 100; reserve 100; settles with results"),
-    _broker("beanstalkd -f0", SYNCED, 6_000, lambda: Beanstalkd(0), "beanstalkd", "put, reserve, delete pipelined; fsync each write; no results"),
-    _broker("beanstalkd", FIFTY_MS, 60_000, lambda: Beanstalkd(50), "beanstalkd", "put, reserve, delete pipelined; fsync every 50 ms (its default); no results"),
+    _broker("beanstalkd -f0", SYNCED, 6_000, lambda: Beanstalkd(0), "beanstalkd",
+            "put, reserve, delete pipelined; fsync each write; no results"),
+    _broker("beanstalkd", FIFTY_MS, 60_000, lambda: Beanstalkd(50), "beanstalkd",
+            "put, reserve, delete pipelined; fsync every 50 ms (its default); no results"),
     _broker("Redis lists, always", SYNCED, 60_000, lambda: Redis("always"), "redis list",
             "RPUSH of 100, LMOVE pipelined to a list of the worker's, LREM pipelined; appendfsync always; no results"),
     _broker("Redis lists, everysec", A_SECOND, 60_000, lambda: Redis("everysec"), "redis list", 
@@ -97,34 +100,43 @@ BROKERS = (
 
 _CELERY = "celery -A peer_frameworks:app worker -l WARNING"
 _CELERY_BEST = _CELERY + " -P solo --without-gossip --without-mingle --without-heartbeat"
-_SIMPLE = "rq worker peers -q -w rq.SimpleWorker"
+_CELERY_BEST_HOW = "solo pool, prefetch 128, no gossip, mingle or heartbeat; delay() one by one; results"
+_RQ = "rq worker peers -q"
 _DRAMATIQ = "dramatiq peer_frameworks:app -p 1 -t 8"
 _HUEY = "huey_consumer peer_frameworks.app -q"
 _PROCRASTINATE = "procrastinate --app=peer_frameworks.app worker"
 
+
+def _everysec() -> Server:
+    return Redis("everysec")
+
+
+def _always() -> Server:
+    return Redis("always")
+
+
 FRAMEWORKS = (
-    _framework("Greenroom", SYNCED, 10_000, None, "greenroom", "worker.py", "TLS 1.3; worker.py as shipped (4 threads), submit_many; results"),
-    _framework("Celery + Redis", A_SECOND, 1_200, lambda: Redis("everysec"), "celery", _CELERY + " -c 1",
-               "prefork with one child, delay() one by one; results", versions="celery kombu redis"),
-    _framework("Celery + Redis, best found", A_SECOND, 1_600, lambda: Redis("everysec"), "celery", _CELERY_BEST,
-               "solo pool, prefetch 128, no gossip, mingle or heartbeat; results", env={"PEER_PREFETCH": "128"}, versions="celery kombu redis"),
-    _framework("Celery + Redis always, best found", SYNCED, 1_600, lambda: Redis("always"), "celery", _CELERY_BEST,
-               "solo pool, prefetch 128, no gossip, mingle or heartbeat; results", env={"PEER_PREFETCH": "128"}, versions="celery kombu redis"),
-    _framework("RQ + Redis", A_SECOND, 100, lambda: Redis("everysec"), "rq", "rq worker peers -q", "forks for each job; enqueue_many; results",
-               versions="rq redis"),
-    _framework("RQ + Redis, best found", A_SECOND, 500, lambda: Redis("everysec"), "rq", _SIMPLE, "SimpleWorker (no fork); enqueue_many; results",
-               versions="rq redis"),
-    _framework("RQ + Redis always, best found", SYNCED, 500, lambda: Redis("always"), "rq", _SIMPLE,
-               "SimpleWorker (no fork); enqueue_many; results",
-               versions="rq redis"),
-    _framework("Dramatiq + Redis", A_SECOND, 4_000, lambda: Redis("everysec"), "dramatiq redis", _DRAMATIQ,
+    _framework("Greenroom", SYNCED, 10_000, None, "greenroom", "worker.py",
+               "TLS 1.3; worker.py as shipped (4 threads), submit_many; results"),
+    _framework("Celery + Redis", A_SECOND, 1_200, _everysec, "celery", _CELERY + " -c 1",
+               "prefork with one child; delay() one by one; results", versions="celery kombu redis"),
+    _framework("Celery + Redis, best found", A_SECOND, 1_600, _everysec, "celery", _CELERY_BEST, _CELERY_BEST_HOW,
+               env={"PEER_PREFETCH": "128"}, versions="celery kombu redis"),
+    _framework("Celery + Redis always, best found", SYNCED, 1_600, _always, "celery", _CELERY_BEST, _CELERY_BEST_HOW,
+               env={"PEER_PREFETCH": "128"}, versions="celery kombu redis"),
+    _framework("RQ + Redis", A_SECOND, 100, _everysec, "rq", _RQ, "forks for each job; enqueue_many; results", versions="rq redis"),
+    _framework("RQ + Redis, best found", A_SECOND, 500, _everysec, "rq", _RQ + " -w rq.SimpleWorker",
+               "SimpleWorker (no fork); enqueue_many; results", versions="rq redis"),
+    _framework("RQ + Redis always, best found", SYNCED, 500, _always, "rq", _RQ + " -w rq.SimpleWorker",
+               "SimpleWorker (no fork); enqueue_many; results", versions="rq redis"),
+    _framework("Dramatiq + Redis", A_SECOND, 4_000, _everysec, "dramatiq redis", _DRAMATIQ,
                "8 threads (its default); send() one by one; results", versions="dramatiq redis"),
-    _framework("Dramatiq + Redis always", SYNCED, 4_000, lambda: Redis("always"), "dramatiq redis", _DRAMATIQ,
+    _framework("Dramatiq + Redis always", SYNCED, 4_000, _always, "dramatiq redis", _DRAMATIQ,
                "8 threads (its default); send() one by one; results", versions="dramatiq redis"),
     _framework("Dramatiq + RabbitMQ, confirms", SYNCED, 2_000, RabbitMq, "dramatiq rabbitmq", _DRAMATIQ,
-               "8 threads; durable queue, confirm_delivery; no results", versions="dramatiq pika"),
-    _framework("Huey + Redis", A_SECOND, 4_000, lambda: Redis("everysec"), "huey", _HUEY, "one thread (its default); results", versions="huey redis"),
-    _framework("Huey + Redis always", SYNCED, 4_000, lambda: Redis("always"), "huey", _HUEY, "one thread (its default); results",
+               "8 threads (its default); durable queue, confirm_delivery; no results", versions="dramatiq pika"),
+    _framework("Huey + Redis", A_SECOND, 4_000, _everysec, "huey", _HUEY, "one thread (its default); results", versions="huey redis"),
+    _framework("Huey + Redis always", SYNCED, 4_000, _always, "huey", _HUEY, "one thread (its default); results",
                versions="huey redis"),
     _framework("Procrastinate + PostgreSQL", SYNCED, 800, PostgreSql, "procrastinate", _PROCRASTINATE,
                "concurrency 1 (its default); batch_defer of 1,000; no results", versions="procrastinate psycopg"),
@@ -378,7 +390,8 @@ def _measure(report: Report, row: Row, number: int, most_jobs: int | None, certi
         row.reason, row.is_wrong = f"failed: {exc}", True
     else:
         row.rates.append(rates)
-        report.say(f"round {number + 1}  {contender.group:<11}{contender.name:<40}{rates.submit:>10,.0f} submitted/s {rates.whole:>10,.0f} jobs/s")
+        report.say(f"round {number + 1}  {contender.group:<11}{contender.name:<40}{rates.submit:>10,.0f} submitted/s "
+                   f"{rates.whole:>10,.0f} jobs/s")
         return
     report.say(f"round {number + 1}  {contender.group:<11}{contender.name:<40}left out: {row.reason}")
 
@@ -503,8 +516,8 @@ def main() -> int:
             report.say(f"{contender.group:<11}{contender.name:<40}loses {contender.can_lose}; {contender.how}")
         return 0
     with Certificates() as certificates:
-        report.head("Peers", {"rounds": args.rounds, "connections": CONNECTIONS, "batch": BATCH, "payload": 100, "servers": server_versions()},
-                    Broker(certificates).settings)
+        params = {"rounds": args.rounds, "connections": CONNECTIONS, "batch": BATCH, "payload": 100, "servers": server_versions()}
+        report.head("Peers", params, Broker(certificates).settings)
         rows = run_rounds(report, contenders, args.rounds, args.jobs, certificates)
     print_results(report, rows)
     if args.json:

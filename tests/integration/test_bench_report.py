@@ -42,7 +42,8 @@ def saved(tmp_path: Path) -> Path:
     save(folder, "throughput", *(result("jobs", 700.0 * batch, "jobs/s", mode="all", batch=batch, connections=64, payload=100, runs=5,
                                         min=600.0 * batch, max=900.0 * batch) for batch in (1, 10, 100)))
     for number, p99 in enumerate((3.0, 5.0, 4.5)):
-        save(folder, f"latency-{number}", result("submit to result p99", p99, "ms", load="idle", held=0, jobs_per_s=number), result("submit to result p99", 9.0, "ms", load="50 %", held=0, jobs_per_s=number),
+        save(folder, f"latency-{number}", result("submit to result p99", p99, "ms", load="idle", held=0, jobs_per_s=number),
+             result("submit to result p99", 9.0, "ms", load="50 %", held=0, jobs_per_s=number),
              result("hub lag p99", 5.0 + number, "ms", load="50 %", held=0))
     save(folder, "peers", peer("brokers", "Greenroom", 60_000, ours=True), peer("brokers", "a <quick> & durable one", 20_000),
          peer("brokers", "another", 90_000, can_lose="everything", fsync_before_answer=False),
@@ -113,7 +114,8 @@ for script, runs in [*report.QUICK.items(), *report.FULL.items()]:
             parser.parse_args([*arguments, "--json"])
         print(script)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(ROOT / "bench")], capture_output=True, text=True, timeout=WITHIN_S, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", program, str(ROOT / "bench")], capture_output=True, text=True, timeout=WITHIN_S,
+                          cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert {"throughput", "connections", "peers"} <= set(done.stdout.split())
