@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import re
 import select
+import signal
 import ssl
 import statistics
 import subprocess
@@ -515,6 +516,7 @@ def main() -> int:
         for contender in contenders:
             report.say(f"{contender.group:<11}{contender.name:<40}loses {contender.can_lose}; {contender.how}")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that whoever stops it leaves no server behind
     with Certificates() as certificates:
         params = {"rounds": args.rounds, "connections": CONNECTIONS, "batch": BATCH, "payload": 100, "servers": server_versions()}
         report.head("Peers", params, Broker(certificates).settings)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from common import ROOT, BenchError, run
 
 import argparse
+import fnmatch
 import json
 import statistics
 import subprocess
@@ -84,8 +85,9 @@ class Found:
     heads: dict[str, dict[str, object]]
 
     def pick(self, script: str, name: str, **params: object) -> list[Result]:
-        """Return the results of this name that have these params."""
-        return [result for result in self.results if result.script in (script, "") and result.name == name and has(result, params)]
+        """Return the results that have these params; `*` in the name stands for anything."""
+        return [result for result in self.results
+                if result.script == script and fnmatch.fnmatchcase(result.name, name) and has(result, params)]
 
 
 def has(result: Result, params: dict[str, object]) -> bool:
@@ -200,7 +202,7 @@ def target_table(found: Found) -> list[str]:
             rows.append([target.what, target.text(target.at_least), target.text(target.aim), "not measured in this run", "–"])
             continue
         value, low, high = (part * target.factor for part in (result.value, result.low, result.high))
-        where = target.where({"script": result.script, **result.params})
+        where = target.where({"script": result.script, "result": result.name, **result.params})
         rows.append([target.what, target.text(target.at_least), target.text(target.aim),
                      f"{target.text(value)} ({_spread(low, high, result.runs)}){f'; {where}' if where else ''}",
                      target.verdict(value)])
@@ -213,7 +215,8 @@ def _spread(low: float, high: float, runs: int) -> str:
 
 def best(found: Found, target: Target) -> Result | None:
     """Return the result that a target is held against: the best of those that fit, or the worst where all must hold."""
-    fitting = [result for name in target.names for script in target.scripts for result in found.pick(script, name, **target.params)]
+    scripts = target.scripts or found.heads
+    fitting = [result for name in target.names for script in scripts for result in found.pick(script, name, **target.params)]
     sign = 1 if target.is_more_better is not target.must_all_hold else -1
     return max(fitting, key=lambda result: sign * result.value, default=None)
 

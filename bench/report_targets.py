@@ -12,8 +12,8 @@ class Target:
     """One row of the table of targets."""
 
     what: str
-    scripts: tuple[str, ...]
-    names: tuple[str, ...]  # of results; the best of all that fit counts
+    scripts: tuple[str, ...]  # none: all there are
+    names: tuple[str, ...]  # of results, `*` for anything; the best of all that fit counts
     at_least: float
     aim: float
     unit: str
@@ -52,8 +52,7 @@ def _most(what: str, script: str, name: str, at_least: float, aim: float, unit: 
     return Target(what, (script,), (name,), at_least, aim, unit, params, factor=factor)
 
 
-_EVERYWHERE = ("throughput", "latency", "connections", "depth", "shipped", "recovery", "fanout")
-_WHERE = ("script", "mode", "batch", "connections", "load", "held", "depth")
+_WHERE = ("script", "result", "mode", "batch", "connections", "load", "held", "depth")
 
 TARGETS: tuple[Target, ...] = (
     _rate("durable TLS jobs end to end, batch 100", "throughput", "jobs", 80_000, 150_000, mode="all", batch=100, shows=("connections",)),
@@ -68,15 +67,15 @@ TARGETS: tuple[Target, ...] = (
     _rate("10,000 TLS connections: connect", "connections", "connect", 1_100, 1_700, connections=10_000),
     _most("— broker memory each", "connections", "broker memory per connection", 32, 27, "KiB", connections=10_000),
     _most("— idle CPU with the default heartbeat", "connections", "idle CPU", 30, 12, "% of a core", connections=10_000),
-    _most("reconnect storm of 10,000: all back, none lost", "connections", "reconnect storm", 30, 12, "s", connections=10_000),
+    _most("reconnect storm of 10,000: all back, none lost", "connections", "storm, all back after", 30, 12, "s", connections=10_000),
     Target("10^7 waiting jobs: broker memory", ("depth",), ("broker memory, full", "broker memory, fill, peak"), 400, 250, "MB",
            {"depth": 10**7}, factor=1.048576, must_all_hold=True),
     Target("— slowdown against 10^3, submitting and draining", ("depth",), ("submit slowdown", "drain slowdown"), 1.5, 1.1, "×",
            {"depth": 10**7}, must_all_hold=True),
     Target("restart with 10^6 waiting until serving", ("depth",),
            ("start after kill -9 until first job", "start after SIGTERM until first job"), 3, 1, "s", {"depth": 10**6}, must_all_hold=True, factor=0.001),
-    Target("hub lag while any of it runs, p99", _EVERYWHERE, ("hub lag p99",), 20, 8, "ms", must_all_hold=True, shows=_WHERE),
-    Target("hub lag while any of it runs, longest", _EVERYWHERE, ("hub lag max",), 100, 50, "ms", must_all_hold=True, shows=_WHERE),
+    Target("hub lag while any of it runs, p99", (), ("hub lag*p99",), 20, 8, "ms", must_all_hold=True, shows=_WHERE),
+    Target("hub lag while any of it runs, longest", (), ("hub lag*max",), 100, 50, "ms", must_all_hold=True, shows=_WHERE),
     Target("the next broker at equal durability: Greenroom does", ("peers",), ("peer next at equal durability",), 1, 2, "×",
            {"group": "brokers"}, is_more_better=True, shows=("peer",)),
     Target("the next Python queue at equal durability: Greenroom does", ("peers",), ("peer next at equal durability",), 1, 10, "×",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.processes import ROOT
+from tests.processes import ROOT, until
 
 WITHIN_S = 100
 
@@ -37,3 +39,29 @@ def test_peers_lists_whom_it_would_measure(tmp_path: Path) -> None:
     for name in ("beanstalkd -f0", "Redis lists, always", "RabbitMQ, confirms", "NATS JetStream, always", "gearmand", "Celery + Redis",
                  "RQ + Redis", "Dramatiq + RabbitMQ", "Huey + Redis", "Procrastinate + PostgreSQL"):
         assert name in done.stdout, done.stdout
+
+
+def test_whoever_stops_peers_leaves_none_of_its_processes_behind(tmp_path: Path) -> None:
+    def alive() -> dict[int, str]:
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"HOME={tmp_path}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found[int(entry.name)] = (entry / "cmdline").read_text()
+            except OSError:
+                continue
+        return found
+
+    running = subprocess.Popen([sys.executable, str(ROOT / "bench" / "peers.py"), "--group", "frameworks", "--only", "none",
+                                "--rounds", "50"], env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, cwd=tmp_path,
+                               stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: any("worker.py" in line for line in alive().values()), "the worker runs")
+        running.terminate()
+
+        assert running.wait(20) == 143
+        until(lambda: not alive(), "all have ended", 10)
+    finally:
+        for pid in alive():
+            os.kill(pid, signal.SIGKILL)
+        running.wait(10)

@@ -63,7 +63,7 @@ def test_the_report_holds_each_target_against_the_median_of_its_runs(saved: Path
     assert "70,000/s (60,000–90,000, 5 runs); connections 64 | **missed**: 88% of it" in row(done.stdout, "durable TLS jobs")
     assert "700/s" in row(done.stdout, "batch 1 with") and "missed" in row(done.stdout, "batch 1 with")
     assert "4.5 ms (3–5, 3 runs) | **missed**: 1.1× too much" in row(done.stdout, "submit → result, idle, p99")
-    assert "6 ms (5–7, 3 runs); script latency, load 50 %, held 0 | aim met" in row(done.stdout, "hub lag while any of it runs, p99")
+    assert "6 ms (5–7, 3 runs); script latency, result hub lag p99, load 50 %, held 0 | aim met" in row(done.stdout, "hub lag while any of it runs, p99")
     assert "3× (2.5–3.5, 3 runs); peer a <quick> & durable one | aim met" in row(done.stdout, "the next broker")
     assert "not measured in this run" in row(done.stdout, "the next Python queue")
     assert "Left out: a third (it is not installed)." in done.stdout
