@@ -73,7 +73,7 @@ def test_help_names_every_target() -> None:
     done = run(ROOT, "help")
 
     assert done.returncode == 0
-    for target in ("demo", "test", "setup", "broker", "worker", "client", "bench", "screenshots", "fuzz", "lint", "clean"):
+    for target in ("demo", "test", "setup", "broker", "worker", "client", "bench", "peers", "screenshots", "fuzz", "lint", "clean"):
         assert f"./run {target}" in done.stdout
 
 
