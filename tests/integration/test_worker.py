@@ -154,7 +154,7 @@ def test_what_finishes_while_a_settle_is_unanswered_is_settled_together(broker: 
     while ended < 1 and time.monotonic() < deadline:
         message = peer.next()  # only reserves: the slots are free again although nothing was answered
         assert message["verb"] != "settle"
-        ended += message["verb"] == "reserve" and message["n"] in (20, 40)  # with as many ahead, if the first was quick
+        ended += message["verb"] == "reserve" and message["n"] >= 20  # with some ahead, if the first were quick
     peer.reply(first, outcomes=["OK"] * len(first["leases"]))
     done = {item[0] for item in first["leases"]}
     rest = settled(peer)
