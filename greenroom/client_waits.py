@@ -16,6 +16,10 @@ from greenroom.link import Answer, Backoff, Link
 #: Open `wait` requests of one connection; the broker allows 256.
 MAX_OPEN = 64
 
+#: Ids in a request while fewer than half are open. An answer brings what is finished and the rest is asked for again, so with 1,000
+#: ids in each a job was asked for a hundred times over: 750 us of the broker's, 230 of ours.
+FEW_IDS = 100
+
 #: While all requests are open, the last one asks so briefly: ids that come meanwhile join it soon.
 SHORT_WAIT_S = 0.5
 
@@ -116,7 +120,8 @@ class SharedWaits:
         """Send requests for the ids in the line, as many as may be open."""
         while True:
             with self._lock:
-                ids = [job for job, _ in zip(self._line, range(link.limits.list))]
+                most = link.limits.list if self._open >= MAX_OPEN // 2 else FEW_IDS
+                ids = [job for job, _ in zip(self._line, range(most))]
                 if not ids or self._open >= MAX_OPEN:
                     return
                 for job in ids:

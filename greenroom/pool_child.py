@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 
 from greenroom.errors import ConfigError
 from greenroom.pools import PIPE_FRAME_LIMIT, Run, RunItem, execute
@@ -52,7 +51,7 @@ def serve(inbox: Inbox, send: Callable[[dict], None], *, max_result: int) -> Non
         send({"begun": list(run.key)})
         outcome = execute(default_registry, run.item, run.context, max_result=max_result)
         inbox.current = None
-        send(asdict(outcome))
+        send(outcome._asdict())
 
 
 class Inbox:

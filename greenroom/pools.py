@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from greenroom.errors import BusyError, DrainingError, ProtocolError
 from greenroom.protocol import FrameReader, encode_frame, pack_value, unpack_value
@@ -51,8 +51,7 @@ class ChildCrashError(TaskError):
     """Named in the outcome of a job whose child process died."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunItem:
+class RunItem(NamedTuple):
     """One job to run."""
 
     job_id: int
@@ -65,8 +64,7 @@ class RunItem:
     worker: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How one run ended."""
 
     job_id: int
@@ -81,13 +79,14 @@ class Outcome:
 class Run:
     """An item in a pool, with its context and how far it has come."""
 
-    __slots__ = ("item", "context", "is_begun", "child")
+    __slots__ = ("item", "context", "is_begun", "is_withdrawn", "child")
 
     def __init__(self, item: RunItem) -> None:
         self.item = item
         self.context = Context(job_id=item.job_id, fence=item.fence, attempt=item.attempt, task=item.task,
                                queue=item.queue, worker=item.worker)
         self.is_begun = False  # a slot has taken it
+        self.is_withdrawn = False  # taken back before a slot took it
         self.child: Child | None = None  # the process that said it has begun it
 
     @property
@@ -175,6 +174,21 @@ class Pool:
             self._held[run.key] = run
             self._line.put(run)
 
+    def withdraw(self, job_id: int, fence: int) -> bool:
+        """Take an item back that has not begun; False if it has, or is not here. Nothing is reported of what was taken back."""
+        with self._changed:
+            run = self._held.get((job_id, fence))
+            if run is None or run.is_begun:
+                return False
+            run.is_withdrawn = True
+            del self._held[run.key]
+            return True
+
+    def waiting_leases(self) -> set[tuple[int, int]]:
+        """Return job id and fence of the items that wait for a free slot."""
+        with self._changed:
+            return {key for key, run in self._held.items() if not run.is_begun}
+
     def cancel(self, job_id: int) -> bool:
         """Set Context.cancelled for a job; True if it was running or waiting. One that still waits will not begin: it
         fails with CancelledTaskError. Never blocks."""
@@ -235,7 +249,7 @@ class Pool:
         while (run := self._line.get()) is not None:
             with self._changed:
                 # Once stopping, what waits stays in the table, from which stop() hands it back.
-                if not self._is_stopping:
+                if not self._is_stopping and not run.is_withdrawn:
                     run.is_begun = True
                     return run
         return None
@@ -253,7 +267,8 @@ class Pool:
         finally:
             with self._changed:
                 self._reporting -= 1
-                self._changed.notify_all()
+                if self._is_stopping:
+                    self._changed.notify_all()
 
     def _join(self, threads: list[threading.Thread], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -365,7 +380,7 @@ class ProcessPool(Pool):
             error = describe_error(CancelledTaskError("the job was cancelled before it began"))
             return _outcome(run.item, "fail", error=error)
         try:
-            child.send({"run": asdict(run.item)})
+            child.send({"run": run.item._asdict()})
             for message in child.messages():
                 if message.get("begun") == list(run.key):
                     self._mark_begun(child, run)

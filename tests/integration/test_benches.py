@@ -134,6 +134,17 @@ def test_connections_refuses_more_than_the_file_limit(tmp_path: Path) -> None:
     assert done.returncode == 1 and "file limit" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_shipped_moves_every_job_through_worker_and_client(pool: str, tmp_path: Path) -> None:
+    done = bench("shipped.py", "--pool", pool, "--jobs", "40", "--probes", "5", "--runs", "1", "--json", cwd=tmp_path)
+
+    found = objects(done)
+    assert {item["params"]["task"] for item in found if item["name"] == "jobs"} == {"noop", "cpu", "sleep"}
+    assert all(item["value"] > 0 for item in found if item["name"] == "jobs")
+    assert {"submit_many", "fsyncs", "broker CPU per job", "worker CPU per job", "client CPU per job",
+            "submit to result, idle p50", "submit to result, idle p99"} <= {item["name"] for item in found}
+
+
 def test_stress_frames_its_summary(broker: BrokerProcess, start_worker: Callable[..., WorkerProcess], tmp_path: Path) -> None:
     start_worker()
 

@@ -247,6 +247,43 @@ def test_a_running_job_sees_its_cancel_and_a_waiting_one_never_begins(kind: str,
 
 
 @both_pools
+def test_what_has_not_begun_can_be_withdrawn_and_what_has_cannot(kind: str, tmp_path: Path) -> None:
+    run_script(kind, tmp_path, """
+        pool = make(1, done)
+        pool.start()
+        pool.submit(item(1, "until_cancelled", {"mark": MARK}))
+        pool.submit(item(2, "until_cancelled", {"mark": MARK + "2"}))
+        pool.submit(item(3, "add", {"a": 1, "b": 1}))
+        until(lambda: os.path.exists(MARK))
+        assert pool.waiting_leases() == {(2, 1002), (3, 1003)}
+        assert not pool.withdraw(1, 1001) and not pool.withdraw(2, 1) and not pool.withdraw(9, 9)
+        assert pool.withdraw(2, 1002) and not pool.withdraw(2, 1002)
+        assert (pool.running(), pool.waiting()) == (1, 1)
+        assert pool.cancel(1) and not pool.cancel(2)
+        assert done.wait(3)[0].kind == "ack"
+        assert pool.stop(5) == [] and not os.path.exists(MARK + "2")
+        assert set(done.outcomes) == {1, 3}
+    """)
+
+
+@both_pools
+def test_withdrawing_races_with_the_slots_and_each_item_has_one_end(kind: str, tmp_path: Path) -> None:
+    run_script(kind, tmp_path, """
+        sys.setswitchinterval(0.0001)  # so that threads meet in the middle of things
+        pool = make(2, done)
+        pool.start()
+        numbers = range(1, 901)
+        for n in numbers:
+            pool.submit(item(n, "add", {"a": n, "b": 1}))
+        done.wait(1)
+        withdrawn = [n for n in reversed(numbers) if pool.withdraw(n, 1000 + n)]
+        until(lambda: not pool.running() and not pool.waiting())
+        assert pool.stop(5) == []
+        assert withdrawn and sorted([*done.outcomes, *withdrawn]) == list(numbers)
+    """)
+
+
+@both_pools
 def test_a_cancel_right_after_the_submit_is_never_lost(kind: str, tmp_path: Path) -> None:
     run_script(kind, tmp_path, """
         pool = make(2, done)
