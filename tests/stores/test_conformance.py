@@ -262,6 +262,46 @@ def test_a_finished_job_that_is_written_again_counts_once(house: House, size: in
     assert ids(house.store.take("default", "t", -2**63, 10)) == [other.id]
 
 
+@pytest.mark.parametrize("is_read_between", [True, False])
+def test_what_is_applied_again_and_again_before_its_commit_is_stored_as_it_was_last(house: House, is_read_between: bool) -> None:
+    jobs = [house.new(payload=bytes([number % 256]) * number) for number in range(255, 1030)]
+
+    def apply() -> None:
+        house.store.apply(jobs, [])
+        if is_read_between:
+            house.store.load([1])
+
+    apply()
+    for job in jobs:
+        grant(job, job.id, checkpoint=True)
+    apply()
+    for job in jobs:
+        requeue(job)
+    apply()
+    for job in jobs:
+        if job.id % 3 == 1:
+            grant(job, job.id + 10_000, checkpoint=True, worker="w2")
+        elif job.id % 3 == 2:
+            finish(job, result=job.payload[::-1] + b"r")
+    apply()
+    assert house.store.unwritten() == 0 or not is_read_between
+    house.store.commit()
+    assert house.store.unwritten() == 0
+    house.reopen()
+
+    assert {lease.job.id: (lease.fence, lease.worker) for lease in house.restored.leases} == {
+        job.id: (job.id + 10_000, "w2") for job in jobs if job.id % 3 == 1}
+    found = house.store.load(ids(jobs))
+    for job in jobs:
+        there = found[job.id]
+        assert (there.payload, there.requeues, there.damage) == (job.payload, 1, None)
+        assert (there.state, there.result) == ((State.COMPLETED, job.payload[::-1] + b"r") if job.id % 3 == 2 else (State.QUEUED, None))
+    (lane,) = house.restored.lanes
+    done = sum(job.id % 3 == 2 for job in jobs)
+    assert (lane.queued, lane.completed, lane.requeued) == (len(jobs) - done, done, len(jobs))
+    assert lane.waiting_bytes == sum(job.payload_bytes for job in jobs if job.id % 3 != 2)
+
+
 @pytest.mark.parametrize("size", [0, 1, 512, 513, 1024 * 1024])
 def test_payloads_and_results_of_any_size_come_back(house: House, size: int) -> None:
     payload, result = b"p" * size, b"r" * size

@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 
 from greenroom import batches
+from greenroom.batches import Batches
+from greenroom.engine import Engine
 from greenroom.errors import UnknownOutcomeError
-from greenroom.job import State
+from greenroom.job import Job, State
 from greenroom.number_blocks import Numbers
-from greenroom.records import Submission
+from greenroom.records import Lost, Submission
+from greenroom.stores import Retention
+from greenroom.stores.memory import MemoryStore
+from greenroom.waits import Waits
 from tests.core import Core, check, new_job, outcome, reserved, submitted
 
 SUBMISSION = b"s" * 16
@@ -402,3 +407,68 @@ def test_rows_that_gathered_while_slices_were_applied_are_applied_in_slices_too(
     core.batches.committed()
 
     assert len(core.store._jobs) == 50 and all(len(answer["jobs"]) == 25 for answer in client.answers.values())
+
+
+class LateStore(MemoryStore):
+    """A memory store that leaves statements for later, as SQLite's does; notes how many of them a read had to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__(Retention())
+        self.late = 0
+        self.read_behind: list[int] = []
+
+    def apply(self, jobs: list[Job], submissions: list[Submission]) -> None:
+        """See Store."""
+        super().apply(jobs, submissions)
+        self.late += len(jobs)
+
+    def unwritten(self) -> int:
+        """See Store."""
+        return self.late
+
+    def write(self) -> None:
+        """See Store."""
+        self.late = 0
+
+    def commit(self) -> None:
+        """See Store."""
+        super().commit()
+        self.late = 0
+
+    def load(self, ids: list[int], *, small: bool = False) -> dict[int, Job | Lost]:
+        """See Store."""
+        self.read_behind.append(self.late)
+        return super().load(ids, small=small)
+
+
+def test_a_read_never_waits_for_the_statements_of_a_large_batch() -> None:
+    """They run slice by slice where the store is to be read, or in the thread of the COMMIT, and the read comes after that."""
+    store = LateStore()
+    store.open()
+    engine = Engine()
+    pending = Batches(engine, store, Waits(), lambda: None)
+    engine.add_numbers("job", store.block("job", 2 * batches.BLOCK_NUMBERS), 2 * batches.BLOCK_NUMBERS, 0.0)
+    engine.add_numbers("fence", store.block("fence", 2 * batches.BLOCK_NUMBERS), 2 * batches.BLOCK_NUMBERS, 0.0)
+    loaded: list[dict] = []
+
+    def cycle(*, ask_at: str) -> None:
+        engine.submit([new_job()] * 2000, 0.0)
+        pending.collect()
+        if ask_at == "start":
+            pending.load([1], loaded.append)
+        pending.start()
+        while not pending.apply_slice():
+            pass
+        if ask_at == "end":
+            pending.load([1], loaded.append)
+        pending.fetch(0.0)
+        store.commit()
+        pending.committed()
+
+    cycle(ask_at="start")
+    assert (len(loaded), store.read_behind) == (1, [0])
+    cycle(ask_at="end")
+    assert len(loaded) == 1 and pending.has_work
+    cycle(ask_at="")
+
+    assert (len(loaded), store.read_behind) == (2, [0, 0])

@@ -246,3 +246,29 @@ def test_any_mix_of_moves_keeps_order_and_counts(seed: int) -> None:
         held = shop.lane.queued_jobs()
         assert shop.lane.in_memory == shop.window.jobs == len(held)
         assert shop.lane.in_store <= 0 or all(job.rank <= shop.lane.edge for job in held)
+
+
+def test_a_run_ends_at_a_rival_at_the_limit_at_the_bytes_and_at_a_payload_that_is_not_there() -> None:
+    shop = Shop()
+    first, second, third, fourth = (shop.add(payload=b"four") for _ in range(4))
+
+    assert shop.lane.take(9, second.rank, 2**20) == [first, second]
+    for job in (first, second):
+        move(job, State.RUNNING)
+    shop.give_back(second)
+    second.payload = None
+
+    assert shop.lane.head() is second and not shop.lane.is_head_ready
+    second.payload = b"four"
+    assert shop.lane.take(9, ABOVE_ALL, 8) == [second, third]
+    assert shop.lane.take(9, first.rank, 0) == [fourth], "the head comes whatever it has"
+    assert (shop.lane.in_memory, shop.window.jobs, shop.window.payload_bytes) == (0, 0, 0)
+
+
+def test_a_run_takes_what_came_back_at_its_place() -> None:
+    shop = Shop()
+    jobs = [shop.add() for _ in range(6)]
+    taken = [shop.take() for _ in range(3)]
+    shop.give_back(taken[1])
+
+    assert shop.lane.take(3, ABOVE_ALL, 2**20) == [jobs[1], jobs[3], jobs[4]]
