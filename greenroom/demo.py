@@ -1,4 +1,4 @@
-"""The demonstration behind `./run demo`: a broker and workers as processes, thousands of real jobs, a worker killed in the middle.
+"""The demonstration behind `./run demo`: a broker and workers as processes, real jobs, a worker killed in the middle.
 
 A program like one that a user could write: everything goes through the public client, and every result is compared with one that
 is worked out here, without the tasks' code. Ends its children whatever happens. Exit codes: 0 everything completed and matched,
