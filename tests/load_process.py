@@ -41,7 +41,7 @@ TASKS = ("alpha", "beta")
 CONNECT_WITHIN_S = 20.0
 DRAIN_WITHIN_S = 60.0
 #: Some jobs are held so long before they are settled: longer than it takes until a lease is on disk.
-HOLD_S = 1.5
+HOLD_S = 2.0
 HOLD_SHARE = 0.05
 #: The queue is empty when a reserve that waited so long at the broker got nothing. Longer than the restart grace of the tests.
 LAST_WAIT_S = 1.3
@@ -212,11 +212,13 @@ class Worker:
         self._history = history
         self._rng = rng
         self._instance = rng.randbytes(16)
+        self._connected_at = 0.0
         self._calls = 0
 
     def connected(self, connection: Connection) -> None:
         """Use a new connection."""
         self.connection = connection
+        self._connected_at = time.monotonic()
         self.was_empty = False
         again, self.unknown = self.unknown, {}
         held = [lease[:2] for _, lease in self.slow] + [lease[:2] for leases in again.values() for lease in leases]
@@ -261,6 +263,11 @@ class Worker:
             self._calls += 1
             self._send_settle(f"{self.name}/s{self._calls}", leases[:count])
             leases = leases[count:]
+
+    def held_s(self) -> float:
+        """Return for how long it has held the oldest lease that it got over this connection; 0.0: it holds none."""
+        granted_at = next((done_at - HOLD_S for done_at, _ in self.slow if done_at - HOLD_S >= self._connected_at), time.monotonic())
+        return time.monotonic() - granted_at
 
     def settle_slow(self) -> None:
         """Settle the jobs whose time is over."""
@@ -342,13 +349,15 @@ class Load:
                 self._selector.unregister(sock)
 
     def load_and_kill(self, pid: int, kill_after: int, in_flight: int, number: int, seconds: float, times: int = 1,
-                      hear_out: bool = True) -> dict:
-        """Load until so many answers came, seconds passed and requests are in flight; signal; return the figures of that moment."""
+                      held_s: float = 0.0, hear_out: bool = True) -> dict:
+        """Load until so many answers came, seconds passed, requests are in flight and a lease of this time is held for `held_s` (below
+        HOLD_S); signal; return the figures of that moment."""
         self._connect()
         goal = self._answered + kill_after
         until = time.monotonic() + seconds
         deadline = until + DRAIN_WITHIN_S
-        while self._answered < goal or self._in_flight() < in_flight or time.monotonic() < until:
+        while (self._answered < goal or self._in_flight() < in_flight or time.monotonic() < until
+               or max((worker.held_s() for worker in self.workers), default=0.0) < held_s):
             if time.monotonic() > deadline:
                 return {"error": f"{self._answered} answers, {self._in_flight()} in flight"}
             for producer in self.producers:
