@@ -7,12 +7,19 @@ from gevent import monkey
 monkey.patch_all()
 
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.processes import BrokerProcess, LoadProcess, WorkerProcess, make_certificates
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Raise the file limit: an ordinary user begins with 1,024, and some tests hold thousands of connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -220,13 +220,13 @@ def test_a_result_that_is_too_large_fails_its_job_and_no_other(broker: BrokerPro
 def test_a_flood_of_payloads_stays_within_the_memory_that_there_is(make_broker: MakeBroker) -> None:
     """Address space for what is bounded, not for the flood: each answer is OK or BUSY, and none is missing."""
     broker = make_broker("--window-bytes", str(16 * MIB))
-    room = 300 * MIB
+    room = 400 * MIB  # what is bounded takes 210 to 300 of them, as threads and batches happen to meet
     limit = _memory(broker, "VmSize") + room
     resource.prlimit(broker.pid, resource.RLIMIT_AS, (limit, limit))
     floods = [RawPeer(broker, role="client") for _ in range(5)]
     outcomes: Counter[str] = Counter()
 
-    for number in range(330):
+    for number in range(450):
         peer = floods[number % 5]
         peer.send("submit", jobs=[{"task": "t", "encoding": "raw", "payload": os.urandom(1024) * 1024}])
         if number >= 100:
