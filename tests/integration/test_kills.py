@@ -220,15 +220,27 @@ def test_workers_killed_in_the_middle_of_their_settles_lose_nothing(make_broker:
             process.end()
 
     histories = [process.history for process in processes]
-    report = checker.check(sorted([*checker.load(histories), *gone], key=lambda event: event["at"]), lease_s=LoadProcess.LEASE_S)
+    looped = _failed(broker)
+    failed = {"at": time.monotonic_ns(), "by": "test", "op": "failed", "type": "ok", "call": "", "ids": [view["id"] for view in looped]}
+    *events, drained = sorted([*checker.load(histories), *gone], key=lambda event: event["at"])
+    report = checker.check([*events, failed, drained], lease_s=LoadProcess.LEASE_S)
     unknown = report.counts["settle invoke"] - report.counts["settle ok"]
     stats = broker.stats()
-    print(f"kills={kills} settles unknown={unknown} {dict(report.counts)} requeued={stats['requeued']}")
+    print(f"kills={kills} settles unknown={unknown} {dict(report.counts)} requeued={stats['requeued']} crash loops={len(looped)}")
     assert report.faults == []
     assert unknown > kills and stats["requeued"] > kills
+    # A job that is held for a while can meet five workers that are killed.
+    assert all((view["error"]["name"], view["crashes"]) == ("CrashLoop", 5) for view in looped)
     states = {state: count for state, count in stats["states"].items() if count}
     submitted = sum(len(event["ids"]) for event in checker.load(histories[:1]) if (event["op"], event["type"]) == ("submit", "ok"))
-    assert states == {"completed": submitted}  # so what a dead worker may have finished is finished, too
+    # So what a dead worker may have finished is finished, too.
+    assert states.pop("failed", 0) == len(looped) and states == {"completed": submitted - len(looped)}
+
+
+def _failed(broker: BrokerProcess) -> list[dict]:
+    """Return all jobs that failed."""
+    with Client(broker.url, ca=broker.ca) as client:
+        return list(client.jobs(state="failed"))
 
 
 RECORDING_TASKS = '''
