@@ -6,7 +6,7 @@ A history is files of JSON lines that the processes of a test wrote while they w
 
     at      nanoseconds of the machine's monotonic clock, comparable between processes
     by      who: the name of a worker or producer, the same over its reconnects
-    op      submit, reserve, settle, cancel, gone or drain
+    op      submit, reserve, settle, cancel, failed, gone or drain
     type    invoke (about to be sent), ok (answered), fail (refused: surely nothing happened) or unknown (no answer came)
     call    ties the events of one request together; a request that is sent again keeps its call
 
@@ -18,6 +18,7 @@ and by op and type:
     settle invoke   leases: [[id, fence, outcome], …]
     settle ok       outcomes: ["OK", "REPEATED" or an error's code, …]
     cancel ok       ids, outcomes: ["cancelled", "requested" or an error's code, …]
+    failed ok       ids of jobs that the broker gave up, as too many of their workers died
     gone ok         the connection of `by` ended, or its process; `by` "broker": the broker's did, and so everybody's connection
     drain ok        faults are over, and all that could come out came out
 
@@ -159,6 +160,7 @@ class _Checker:
         self.digests: dict[tuple[int, int], str] = {}
         self.settles: dict[str, list[_Settle]] = {}
         self.cancelled: dict[int, int] = {}  # job -> when the answer came
+        self.given_up: set[int] = set()
         self.gone: dict[str, list[int]] = defaultdict(list)  # who -> when, in order
         self.sent: dict[str, list[int]] = defaultdict(list)  # who -> when it sent something, in order
 
@@ -171,7 +173,7 @@ class _Checker:
         handle = getattr(self, "_" + kind.replace(" ", "_"), None)
         if handle is not None:
             handle(event)
-        elif event["op"] not in ("submit", "reserve", "settle", "cancel", "gone", "drain") or event["type"] not in (
+        elif event["op"] not in ("submit", "reserve", "settle", "cancel", "failed", "gone", "drain") or event["type"] not in (
                 "invoke", "ok", "fail", "unknown"):
             raise ValueError(f"an event of no known kind: {event}")
 
@@ -236,6 +238,9 @@ class _Checker:
             if outcome == "cancelled":
                 self.cancelled.setdefault(job_id, event["at"])
 
+    def _failed_ok(self, event: dict) -> None:
+        self.given_up.update(event["ids"])
+
     def _gone_ok(self, event: dict) -> None:
         self.gone[event["by"]].append(event["at"])
 
@@ -276,11 +281,22 @@ class _Checker:
         for job_id in job.ids:
             if job_id in self.cancelled:
                 continue
-            if job_id not in self.deliveries:
+            if job_id in self.given_up:
+                self._judge_given_up(job_id, settles.get(job_id, []))
+            elif job_id not in self.deliveries:
                 self.report.lost.append(f"job {job_id} with key {job.key!r} was acknowledged and never came out")
             elif not any(settle.outcome in _FINISHES and self._may_be_accepted(settle)
                          for settle in settles.get(job_id, ())):
                 self.report.unfinished.append(f"job {job_id} with key {job.key!r} came out and no finish of it was accepted")
+
+    def _judge_given_up(self, job_id: int, settles: list[_Settle]) -> None:
+        """Nobody had finished it, and a worker that had it died; or any did, if all died before they read that they had it."""
+        deliveries = self.deliveries.get(job_id, [])
+        if any(settle.outcome in _FINISHES and ("OK" in settle.answers or "REPEATED" in settle.answers) for settle in settles):
+            self.report.duplicated.append(f"job {job_id} was finished, and then given up")
+        elif not any(at > delivery.at for delivery in deliveries for who in (delivery.by, "broker") for at in self.gone[who]):
+            if deliveries or not any(self.gone.values()):
+                self.report.unfinished.append(f"job {job_id} was given up, but no worker that had it is gone")
 
     def _may_be_accepted(self, settle: _Settle) -> bool:
         """Tell whether a settle was accepted, or who sent it died before it could hear."""

@@ -35,13 +35,15 @@ from pathlib import Path
 import msgpack
 
 #: Submits that one producer keeps unanswered; together with settles that makes the requests in flight at a kill.
-WINDOW = 350
+WINDOW = 500
 RESERVE = 400
 TASKS = ("alpha", "beta")
 CONNECT_WITHIN_S = 20.0
+#: The signal comes so long after the last look at answers: at once, it would always find the broker at the same point of its cycle.
+KILL_WITHIN_S = 0.06
 DRAIN_WITHIN_S = 60.0
 #: Some jobs are held so long before they are settled: longer than it takes until a lease is on disk.
-HOLD_S = 2.0
+HOLD_S = 1.5
 HOLD_SHARE = 0.05
 #: The queue is empty when a reserve that waited so long at the broker got nothing. Longer than the restart grace of the tests.
 LAST_WAIT_S = 1.3
@@ -212,13 +214,11 @@ class Worker:
         self._history = history
         self._rng = rng
         self._instance = rng.randbytes(16)
-        self._connected_at = 0.0
         self._calls = 0
 
     def connected(self, connection: Connection) -> None:
         """Use a new connection."""
         self.connection = connection
-        self._connected_at = time.monotonic()
         self.was_empty = False
         again, self.unknown = self.unknown, {}
         held = [lease[:2] for _, lease in self.slow] + [lease[:2] for leases in again.values() for lease in leases]
@@ -264,11 +264,6 @@ class Worker:
             self._send_settle(f"{self.name}/s{self._calls}", leases[:count])
             leases = leases[count:]
 
-    def held_s(self) -> float:
-        """Return for how long it has held the oldest lease that it got over this connection; 0.0: it holds none."""
-        granted_at = next((done_at - HOLD_S for done_at, _ in self.slow if done_at - HOLD_S >= self._connected_at), time.monotonic())
-        return time.monotonic() - granted_at
-
     def settle_slow(self) -> None:
         """Settle the jobs whose time is over."""
         while self.slow and self.slow[0][0] <= time.monotonic():
@@ -305,6 +300,7 @@ class Load:
         self._context.set_alpn_protocols(["greenroom/1"])
         self._history = history
         rng = random.Random(seed)
+        self._rng = random.Random(seed)
         self.producers = [Producer(f"p{number}", history, rng) for number in range(producers)]
         self.workers = [Worker(f"{prefix}{number}", history, rng) for number in range(workers)]
         self._selector = selectors.DefaultSelector()
@@ -337,33 +333,36 @@ class Load:
             self._selector.register(peer.connection.sock, selectors.EVENT_READ, peer.connection)
 
     def _turn(self) -> None:
-        """Write and read once, on all connections."""
+        """Write and read once, on all connections. What a turn notes is sent by the next one: `work` lets others read it in between."""
         for peer in self._open:
-            if isinstance(peer, Worker):
-                peer.settle_slow()
             peer.connection.write()
         for key, _ in self._selector.select(0.005):
             sock = key.fileobj
             key.data.read()
             if not key.data.is_open:
                 self._selector.unregister(sock)
+        for peer in self._open:
+            if isinstance(peer, Worker):
+                peer.settle_slow()
 
     def load_and_kill(self, pid: int, kill_after: int, in_flight: int, number: int, seconds: float, times: int = 1,
-                      held_s: float = 0.0, hear_out: bool = True) -> dict:
-        """Load until so many answers came, seconds passed, requests are in flight and a lease of this time is held for `held_s` (below
-        HOLD_S); signal; return the figures of that moment."""
+                      hear_out: bool = True) -> dict:
+        """Load until so many answers came, seconds passed and requests are in flight; signal; return the figures of that moment.
+
+        Half as many again must be in flight, as some are answered between the last look and the signal; those don't count.
+        """
         self._connect()
         goal = self._answered + kill_after
         until = time.monotonic() + seconds
         deadline = until + DRAIN_WITHIN_S
-        while (self._answered < goal or self._in_flight() < in_flight or time.monotonic() < until
-               or max((worker.held_s() for worker in self.workers), default=0.0) < held_s):
+        while self._answered < goal or self._in_flight() < 1.5 * in_flight or time.monotonic() < until:
             if time.monotonic() > deadline:
                 return {"error": f"{self._answered} answers, {self._in_flight()} in flight"}
             for producer in self.producers:
                 producer.fill()
             self._turn()
-        flying = self._in_flight()
+        flying, answered = self._in_flight(), self._answered
+        time.sleep(self._rng.uniform(0.0, KILL_WITHIN_S))
         for _ in range(times):
             os.kill(pid, number)  # a process that ended is there until its parent has asked for its exit code
             time.sleep(0.02)
@@ -372,6 +371,7 @@ class Load:
             if time.monotonic() > deadline:
                 return {"error": "the broker does not close its connections"}
             self._turn()
+        flying -= self._answered - answered  # their answers had left by then
         self._history.flush()
         return {"in_flight": flying, "killed_at": killed_at, **self._figures()}
 

@@ -50,14 +50,14 @@ def test_throughput_measures_and_finds_every_job_in_the_store(flags: Sequence[st
 
 
 def test_hub_time_measures_the_worst_turn_of_every_large_request_and_bomb(tmp_path: Path) -> None:
-    done = bench("hub_time.py", "--repeat", "1", "--json", cwd=tmp_path)
+    done = bench("hub_time.py", "--repeat", "3", "--json", cwd=tmp_path)
 
-    found = values(done)
+    found = {result["name"]: result["params"]["least"] for result in objects(done)[1:]}
 
     print(found)
     assert len(found) >= 25 and any(name.startswith("bomb") for name in found)
-    # What is not handled in steps takes hundreds; a slow machine, shared with other tests, is not the question here.
-    assert max(found.values()) < 150, found
+    # The goal is 5 ms on a quiet machine; beside other tests the same instructions take up to three times as long.
+    assert max(found.values()) < 15, found
 
 
 def test_throughput_prints_a_table_for_people(tmp_path: Path) -> None:

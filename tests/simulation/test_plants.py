@@ -6,6 +6,7 @@ import pytest
 
 from tests.simulation.plants import PLANTS, Plant, planted
 from tests.simulation.run import Failed, simulate
+from tests.simulation.world import Violation
 
 FIRST_SEED = 11
 
@@ -18,6 +19,15 @@ def test_a_planted_bug_is_found(plant: Plant) -> None:
                 simulate(seed)
         except Failed as exc:
             print(f"{plant.name}: found by seed {seed}, the {seed - FIRST_SEED + 1}. that was tried: {str(exc).splitlines()[0]}")
+            root = _root(exc)
+            assert isinstance(root, (Violation, AssertionError)), f"the plant itself does not work any more: {root!r}"
             simulate(seed)  # … and only because of it
             return
     pytest.fail(f"{plant.within} seeds do not find {plant.name!r}")
+
+
+def _root(exc: BaseException) -> BaseException:
+    """Return what began it: a check of ours, or an error in what was planted."""
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+    return exc

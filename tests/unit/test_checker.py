@@ -269,6 +269,40 @@ def test_a_job_that_its_dead_worker_may_have_finished_is_not_unfinished(history:
     assert faults_of(history.report(lease_s=1.0)) == {}
 
 
+def given_up(history: History, *, is_gone: bool = True, answer: str | None = None) -> Report:
+    """Deliver a job to w1, let it die or not, and have the broker give the job up."""
+    history.submit("a", 1)
+    history.deliver((1, 10, "a/0"))
+    if answer is not None:
+        history.settle(1, 10, answer)
+    if is_gone:
+        history.add("gone", "ok", "g")
+    history.add("failed", "ok", "f", ids=[1])
+    return history.report()
+
+
+def test_a_job_whose_workers_die_again_and_again_may_be_given_up(history: History) -> None:
+    assert faults_of(given_up(history)) == {}
+
+
+def test_a_job_that_was_given_up_while_its_worker_lived_is_unfinished(history: History) -> None:
+    assert faults_of(given_up(history, is_gone=False)) == {"unfinished": 1}
+
+
+def test_a_job_that_was_given_up_after_it_was_finished_is_duplicated(history: History) -> None:
+    assert faults_of(given_up(history, answer="OK")) == {"duplicated": 1}
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_job_that_nobody_saw_may_be_given_up_only_if_workers_died_before_they_could_read(history: History, is_gone: bool) -> None:
+    history.submit("a", 1)
+    if is_gone:
+        history.add("gone", "ok", "g")
+    history.add("failed", "ok", "f", ids=[1])
+
+    assert faults_of(history.report()) == ({} if is_gone else {"unfinished": 1})
+
+
 def test_a_delivery_after_a_cancel_is_duplicated(history: History) -> None:
     history.submit("a", 1)
     history.add("cancel", "ok", "c", ids=[1], outcomes=["cancelled"])
