@@ -78,7 +78,7 @@ def _framework(name: str, can_lose: str, jobs: int, server: Callable[[], Server]
 
 BROKERS = (
     _broker("Greenroom", SYNCED, 60_000, None, "greenroom", "TLS 1.3; submit frames of 100; reserve 100; settles with results"),
-    _broker("beanstalkd -f0", SYNCED, 6_000, lambda: Beanstalkd(0), "beanstalkd",
+    _broker("beanstalkd -f0", SYNCED, 4_000, lambda: Beanstalkd(0), "beanstalkd",
             "put, reserve, delete pipelined; fsync each write; no results"),
     _broker("beanstalkd", FIFTY_MS, 60_000, lambda: Beanstalkd(50), "beanstalkd",
             "put, reserve, delete pipelined; fsync every 50 ms (its default); no results"),
@@ -90,11 +90,11 @@ BROKERS = (
             "XADD pipelined, XREADGROUP COUNT 100, one XACK and XDEL for 100; appendfsync always; no results"),
     _broker("RabbitMQ, confirms", SYNCED, 20_000, RabbitMq, "rabbitmq",
             "durable classic queue, persistent, confirms; prefetch 200, one ack for up to 100; no results"),
-    _broker("NATS JetStream, always", SYNCED, 5_000, lambda: Nats("always"), "nats",
+    _broker("NATS JetStream, always", SYNCED, 3_000, lambda: Nats("always"), "nats",
             "file store, sync_interval always; publishes acknowledged; pull of 100; no results"),
     _broker("NATS JetStream", TWO_MINUTES, 60_000, lambda: Nats("2m"), "nats",
             "file store, sync_interval 2m (its default); publishes acknowledged; pull of 100; no results"),
-    _broker("gearmand, SQLite queue", SYNCED, 1_500, lambda: Gearmand(is_stored=True), "gearmand background",
+    _broker("gearmand, SQLite queue", SYNCED, 600, lambda: Gearmand(is_stored=True), "gearmand background",
             "background jobs in its SQLite queue; no results"),
     _broker("gearmand", ALL, 100_000, lambda: Gearmand(is_stored=False), "gearmand", "foreground jobs in memory; results come back"),
 )
@@ -370,13 +370,17 @@ class Row:
     is_wrong: bool = False  # it was there, and a check failed
 
 
-def run_rounds(report: Report, contenders: list[Contender], rounds: int, most_jobs: int | None, certificates: Certificates) -> list[Row]:
+def run_rounds(report: Report, contenders: list[Contender], args: argparse.Namespace, certificates: Certificates) -> list[Row]:
     """Measure everybody once a round, in turn, so that a slow minute of the machine meets all of them."""
     rows = [Row(contender) for contender in contenders]
-    for number in range(rounds):
+    ends_at = time.monotonic() + args.within
+    for number in range(args.rounds):
         for row in rows if number % 2 == 0 else reversed(rows):
+            if time.monotonic() > ends_at:
+                report.say(f"{args.within:g} s are over: the rest of the rounds is left out")
+                return rows
             if not row.reason:
-                _measure(report, row, number, most_jobs, certificates)
+                _measure(report, row, number, args.jobs, certificates)
     return rows
 
 
@@ -424,7 +428,7 @@ def print_results(report: Report, rows: list[Row]) -> None:
 
 def _print_row(report: Report, row: Row, times: list[float]) -> None:
     if not row.rates:
-        report.say(f"{row.contender.name:<40}left out: {row.reason}")
+        report.say(f"{row.contender.name:<40}left out: {row.reason or 'no time was left'}")
         return
     whole = [rates.whole for rates in row.rates]
     factor = f"{statistics.median(times):.2f} x" if times else ""
@@ -497,6 +501,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="peers.py", description="The same job through Greenroom and its peers, side by side.")
     parser.add_argument("--rounds", type=positive, default=3, help="measure everybody so often, in turn (default: 3)")
     parser.add_argument("--jobs", type=positive, help="at most so many jobs a measurement (default: two seconds' worth)")
+    parser.add_argument("--within", type=float, default=1800.0, metavar="SECONDS",
+                        help="begin nothing after so long, and print what there is (default: 1,800)")
     parser.add_argument("--only", metavar="A,B", help="those whose names contain one of these, and Greenroom")
     parser.add_argument("--group", choices=("brokers", "frameworks"), help="only this group")
     parser.add_argument("--list", action="store_true", help="name the contenders and end")
@@ -520,7 +526,7 @@ def main() -> int:
     with Certificates() as certificates:
         params = {"rounds": args.rounds, "connections": CONNECTIONS, "batch": BATCH, "payload": 100, "servers": server_versions()}
         report.head("Peers", params, Broker(certificates).settings)
-        rows = run_rounds(report, contenders, args.rounds, args.jobs, certificates)
+        rows = run_rounds(report, contenders, args, certificates)
     print_results(report, rows)
     if args.json:
         print_json(report, rows)
