@@ -182,7 +182,8 @@ class Client:
             SubmitError: some were refused; it holds the outcome of each, and the handles of the accepted ones.
             GreenroomError: as `submit`, if one error refused them all.
         """
-        defaults = {"queue": queue, "priority": priority, "delay": delay, "run_at": run_at}
+        options = {"queue": queue, "priority": priority, "delay": delay, "run_at": run_at}
+        defaults = {name: value for name, value in options.items() if value is not None}
         submits = Submits(self._connected, (_wire_job(job, defaults) for job in jobs), RESEND_S if timeout is None else timeout)
         submits.run()
         outcomes = [Handle(self, outcome) if isinstance(outcome, int) else outcome for outcome in submits.outcomes]
@@ -400,10 +401,11 @@ def _wire_job(given: dict | tuple, defaults: dict | None = None) -> dict | Green
         given = {"task": given[0], "payload": given[1]}
     if not isinstance(given, dict) or "task" not in given:
         return InvalidError("a job is a (task, payload) tuple or a dict with the key task", field="jobs")
-    unknown = sorted(map(str, given.keys() - _JOB_KEYS))
-    if unknown:
+    if not given.keys() <= _JOB_KEYS:
+        unknown = sorted(map(str, given.keys() - _JOB_KEYS))
         return InvalidError(f"a job has no option {unknown[0]!r}; it has {', '.join(sorted(_JOB_KEYS))}", field=unknown[0][:128])
-    job = {key: value for key, value in ((defaults or {}) | given).items() if value is not None and key not in ("payload", "raw")}
+    named = {**defaults, **given} if defaults else given
+    job = {key: value for key, value in named.items() if value is not None and key not in ("payload", "raw")}
     payload = given.get("payload")
     try:
         if given.get("raw"):

@@ -93,6 +93,7 @@ class Submits:
 
     def _cut(self, most_jobs: int, most_bytes: int, most_payload: int) -> Iterator[Frame]:
         frame, size = Frame(self._timeout_s), 0
+        unanswered = UnknownOutcomeError("the broker has not answered")  # until it does
         for place, job in enumerate(self._read()):
             if isinstance(job, GreenroomError):
                 self.outcomes.append(job)
@@ -105,7 +106,7 @@ class Submits:
             if frame.jobs and (len(frame.jobs) >= most_jobs or size + payload_bytes + JOB_BYTES > most_bytes):
                 yield frame
                 frame, size = Frame(self._timeout_s), 0
-            self.outcomes.append(UnknownOutcomeError("the broker has not answered"))  # until it does
+            self.outcomes.append(unanswered)
             frame.places.append(place)
             frame.jobs.append(job)
             size += payload_bytes + JOB_BYTES

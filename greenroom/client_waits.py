@@ -69,9 +69,10 @@ class SharedWaits:
         try:
             while True:
                 ticket.event.clear()
+                if ticket.arrived:
+                    backoff = Backoff()
                 while ticket.arrived:
                     yield ticket.arrived.popleft()
-                    backoff = Backoff()
                 if ticket.waiting:
                     self._await_more(ticket, deadline, backoff)
                 elif not ticket.arrived:
@@ -141,11 +142,14 @@ class SharedWaits:
             return
         with self._lock:
             self._open -= 1
-            for view in answer.get("jobs", ()):
+            told: dict[Ticket, None] = {}  # so that each is woken once, not once a job
+            for view in answer["jobs"]:
                 for ticket in self._wanted.pop(view["id"], ()):
                     ticket.arrived.append(view)
                     ticket.waiting.pop(view["id"], None)
-                    ticket.event.set()
+                    told[ticket] = None
+            for ticket in told:
+                ticket.event.set()
             # At the end of the line: with more ids than the open requests can hold, all get their turn.
             self._line.update((job, None) for job in ids if job in self._wanted)
         if link.is_open:

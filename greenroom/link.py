@@ -51,14 +51,14 @@ class Backoff:
     """How long to wait before each next attempt to connect."""
 
     def __init__(self, rng: random.Random | None = None) -> None:
-        self._rng = rng or random.Random()
+        self._uniform = (rng or random).uniform  # not a generator each: seeding one takes 10 us
         self._attempts = 0
 
     def next(self) -> float:
         """Return seconds to wait now: 0 the first time, then random ones up to 5."""
         longest = BACKOFF_S[min(self._attempts, len(BACKOFF_S) - 1)]
         self._attempts += 1
-        return self._rng.uniform(0.0, longest)
+        return self._uniform(0.0, longest)
 
 
 class Waker:
@@ -68,9 +68,13 @@ class Waker:
         self.receiver, self._sender = socket.socketpair()
         self.receiver.setblocking(False)
         self._sender.setblocking(False)
+        self._is_woken = False  # since the latest `clear`
 
     def wake(self) -> None:
         """Let the current or the next wait end at once."""
+        if self._is_woken:
+            return  # one byte is enough, and each costs a system call in which another thread takes the interpreter lock: 10 us
+        self._is_woken = True
         try:
             self._sender.send(b"\0")
         except OSError:
@@ -82,7 +86,8 @@ class Waker:
         self.clear()
 
     def clear(self) -> None:
-        """Forget the wake-ups so far."""
+        """Forget the wake-ups so far. Whoever waited looks at what it was woken for after this, never before."""
+        self._is_woken = False  # before the bytes are taken: a wake-up from here on leaves one of its own
         try:
             while len(self.receiver.recv(4096)) == 4096:
                 pass
@@ -98,7 +103,8 @@ class Waker:
 class Link:
     """One connection. A single thread owns it: the one that calls `connect` and `pump`, or the one that `start` makes.
 
-    OpenSSL objects are used by their owner alone; other threads put frames into a bounded outbox and wake the owner.
+    The owner alone reads, and closes. Other threads put frames into a bounded outbox and write it out themselves if the owner is not
+    at it, which saves waking it (0.12 ms of a ping's 0.55); what the socket does not take at once is left to the owner.
     `request`, `call` and `close` may be called by any thread, and what `on_reply`, `on_notice` and `on_close` run is run by
     the owner and must not block.
 
@@ -123,6 +129,7 @@ class Link:
         self._on_close = on_close
         self._sock: ssl.SSLSocket | None = None
         self._reader = FrameReader()
+        self._tls = threading.Lock()  # held while OpenSSL is at work, and to close: it bears one thread at a time; guards _piece
         self._changed = threading.Condition()  # guards the next five; told when the outbox was emptied or the link ended
         self._outbox = bytearray()
         self._pending: dict[int, tuple[Callable[[Answer], None], str, int]] = {}  # on_reply; verb and items of the request
@@ -206,9 +213,10 @@ class Link:
             must_wake = not self._outbox and self._owner != threading.get_ident()
             self._outbox += frame
             self._pending[number] = (on_reply, message["verb"], len(message.get("jobs") or message.get("leases") or ()))
-        if message["verb"] in ("ping", "heartbeat") and self._asked_at is None:
-            self._asked_at = time.monotonic()
-        if must_wake:
+        is_asking = message["verb"] in ("ping", "heartbeat") and self._asked_at is None
+        if is_asking:
+            self._asked_at = time.monotonic()  # from here on the owner watches for silence
+        if must_wake and (not self._send_at_once() or is_asking):
             self._waker.wake()
         return number
 
@@ -325,8 +333,26 @@ class Link:
             raise answers[0]
         return answers[0]
 
+    def _send_at_once(self) -> bool:
+        """Write what waits in the caller's thread while the owner sleeps; returns False if the owner must go on."""
+        if not self._tls.acquire(blocking=False):
+            return False
+        try:
+            if self.is_open:
+                self._write()
+            return not self._piece
+        except OSError:
+            return False
+        finally:
+            self._tls.release()
+
     def _flush(self) -> None:
         """Write what waits, until it is all written or the socket takes no more."""
+        if self._piece or self._outbox:
+            with self._tls:
+                self._write()
+
+    def _write(self) -> None:
         while self._piece or self._outbox:
             if not self._piece:
                 with self._changed:
@@ -354,15 +380,16 @@ class Link:
     def _receive(self) -> None:
         chunks: list[bytes] = []
         has_ended = False
-        for _ in range(READS_PER_TURN):
-            try:
-                data = self._sock.recv(65536)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
-                break
-            if not data:
-                has_ended = True
-                break
-            chunks.append(data)
+        with self._tls:
+            for _ in range(READS_PER_TURN):
+                try:
+                    data = self._sock.recv(65536)
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+                    break
+                if not data:
+                    has_ended = True
+                    break
+                chunks.append(data)
         if chunks:
             self._received_at = time.monotonic()
             self._asked_at = None
@@ -422,7 +449,8 @@ class Link:
             self._outbox.clear()
             self._changed.notify_all()
         if self._sock is not None:
-            self._sock.close()
+            with self._tls:
+                self._sock.close()
         if self._owns_waker:
             self._waker.close()
         for on_reply, _, _ in pending.values():

@@ -79,20 +79,17 @@ class Outcome(NamedTuple):
 class Run:
     """An item in a pool, with its context and how far it has come."""
 
-    __slots__ = ("item", "context", "is_begun", "is_withdrawn", "child")
+    __slots__ = ("item", "key", "context", "is_begun", "is_withdrawn", "child")
 
     def __init__(self, item: RunItem) -> None:
         self.item = item
+        # Job and fence: a job whose lease was lost can come back while its old run still goes on.
+        self.key = (item.job_id, item.fence)
         self.context = Context(job_id=item.job_id, fence=item.fence, attempt=item.attempt, task=item.task,
                                queue=item.queue, worker=item.worker)
         self.is_begun = False  # a slot has taken it
         self.is_withdrawn = False  # taken back before a slot took it
         self.child: Child | None = None  # the process that said it has begun it
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """Job and fence: a job whose lease was lost can come back while its old run still goes on."""
-        return self.item.job_id, self.item.fence
 
 
 def execute(registry: Registry, item: RunItem, context: Context, *, max_result: int) -> Outcome:
@@ -102,7 +99,7 @@ def execute(registry: Registry, item: RunItem, context: Context, *, max_result: 
         result = _call(registry, item, context, max_result)
     except BaseException as exc:
         return _outcome(item, "fail", error=describe_error(exc), seconds=time.monotonic() - started)
-    return _outcome(item, "ack", result=result, seconds=time.monotonic() - started)
+    return Outcome(item.job_id, item.fence, "ack", result, "msgpack", None, time.monotonic() - started)
 
 
 def _call(registry: Registry, item: RunItem, context: Context, max_result: int) -> bytes:
@@ -142,7 +139,8 @@ class Pool:
             raise ValueError("a pool needs at least one slot")
         self.size = size
         self._on_done = on_done
-        self._changed = threading.Condition()  # guards all below; told when an item was reported
+        self._lock = threading.Lock()  # guards all below
+        self._changed = threading.Condition(self._lock)  # told, while stopping, when an item was reported
         self._held: dict[tuple[int, int], Run] = {}  # submitted, neither reported nor handed back
         self._reporting = 0  # calls of on_done going on
         self._is_stopping = False
@@ -164,7 +162,7 @@ class Pool:
             ValueError: the pool holds this lease (job id and fence) already.
         """
         run = Run(item)
-        with self._changed:
+        with self._lock:
             if self._is_stopping:
                 raise DrainingError("the pool is stopping")
             if len(self._held) >= self.size + MAX_WAITING:
@@ -176,7 +174,7 @@ class Pool:
 
     def withdraw(self, job_id: int, fence: int) -> bool:
         """Take an item back that has not begun; False if it has, or is not here. Nothing is reported of what was taken back."""
-        with self._changed:
+        with self._lock:
             run = self._held.get((job_id, fence))
             if run is None or run.is_begun:
                 return False
@@ -186,13 +184,13 @@ class Pool:
 
     def waiting_leases(self) -> set[tuple[int, int]]:
         """Return job id and fence of the items that wait for a free slot."""
-        with self._changed:
+        with self._lock:
             return {key for key, run in self._held.items() if not run.is_begun}
 
     def cancel(self, job_id: int) -> bool:
         """Set Context.cancelled for a job; True if it was running or waiting. One that still waits will not begin: it
         fails with CancelledTaskError. Never blocks."""
-        with self._changed:
+        with self._lock:
             runs = [run for run in self._held.values() if run.item.job_id == job_id]
             for run in runs:
                 if not run.context.cancelled:
@@ -202,12 +200,12 @@ class Pool:
 
     def running(self) -> int:
         """Return how many items are being run."""
-        with self._changed:
+        with self._lock:
             return sum(run.is_begun for run in self._held.values())
 
     def waiting(self) -> int:
         """Return how many items wait for a free slot."""
-        with self._changed:
+        with self._lock:
             return sum(not run.is_begun for run in self._held.values())
 
     def stop(self, grace_s: float) -> list[RunItem]:
@@ -217,7 +215,7 @@ class Pool:
             The items that never began or did not finish; nothing is reported of them any more, and their Context says
             cancelled. A second call returns an empty list.
         """
-        with self._changed:
+        with self._lock:
             if not self._is_stopping:
                 self._is_stopping = True
                 for _ in self._threads:
@@ -247,7 +245,7 @@ class Pool:
     def _next(self) -> Run | None:
         """Wait for an item; None when the pool stops."""
         while (run := self._line.get()) is not None:
-            with self._changed:
+            with self._lock:
                 # Once stopping, what waits stays in the table, from which stop() hands it back.
                 if not self._is_stopping and not run.is_withdrawn:
                     run.is_begun = True
@@ -255,7 +253,7 @@ class Pool:
         return None
 
     def _report(self, run: Run, outcome: Outcome) -> None:
-        with self._changed:
+        with self._lock:
             if self._held.pop(run.key, None) is None:
                 log.info("a result came after the pool had stopped; dropped job=%d", run.item.job_id)
                 return
@@ -265,7 +263,7 @@ class Pool:
         except Exception:
             log.exception("the receiver of outcomes failed job=%d", run.item.job_id)
         finally:
-            with self._changed:
+            with self._lock:
                 self._reporting -= 1
                 if self._is_stopping:
                     self._changed.notify_all()
@@ -323,7 +321,7 @@ class ProcessPool(Pool):
 
     def pids(self) -> list[int]:
         """Return the process ids of the children, those that are still starting included."""
-        with self._changed:
+        with self._lock:
             return sorted(child.pid for child in self._children)
 
     def stop(self, grace_s: float) -> list[RunItem]:
@@ -341,7 +339,7 @@ class ProcessPool(Pool):
                 break
             child = self._run_in(child, run)
         if child is not None:
-            with self._changed:
+            with self._lock:
                 child.hang_up()
 
     def _run_in(self, child: Child, run: Run) -> Child | None:
@@ -370,7 +368,7 @@ class ProcessPool(Pool):
         return None
 
     def _give_back(self, run: Run) -> None:
-        with self._changed:
+        with self._lock:
             run.is_begun = False
             self._changed.notify_all()
 
@@ -385,7 +383,7 @@ class ProcessPool(Pool):
                 if message.get("begun") == list(run.key):
                     self._mark_begun(child, run)
                 elif message.get("fence") == run.item.fence and message.get("job_id") == run.item.job_id:
-                    with self._changed:
+                    with self._lock:
                         run.child = None
                     return Outcome(**message)
         except (OSError, ProtocolError) as exc:
@@ -396,7 +394,7 @@ class ProcessPool(Pool):
         return None
 
     def _mark_begun(self, child: Child, run: Run) -> None:
-        with self._changed:
+        with self._lock:
             run.child = child
             if run.context.cancelled:  # cancelled on the way
                 child.send_cancel(run)
@@ -427,25 +425,25 @@ class ProcessPool(Pool):
         return None
 
     def _adopt(self, child: Child) -> Child:
-        with self._changed:
+        with self._lock:
             self._children.add(child)
         return child
 
     def _bury(self, child: Child, run: Run | None = None) -> str:
         """End a child, forget it and return how it ended, as the start of a sentence."""
-        with self._changed:
+        with self._lock:
             if run is not None:
                 run.child = None
             child.hang_up()
         reason = child.end()
-        with self._changed:
+        with self._lock:
             self._children.discard(child)
         return reason
 
     def _end(self, left: list[Run]) -> None:
         # Idle children leave because their slot closed their stdin; the others, and those still starting, are told to.
         busy = {run.child for run in left}
-        with self._changed:
+        with self._lock:
             children = list(self._children)
         for child in children:
             if child in busy or not child.is_ready:
@@ -454,7 +452,7 @@ class ProcessPool(Pool):
         for child in children:
             child.end(deadline)
         self._join(self._threads, timeout_s=TERMINATE_S)
-        with self._changed:
+        with self._lock:
             self._children.clear()
 
 

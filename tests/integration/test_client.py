@@ -250,17 +250,17 @@ def test_hundreds_of_threads_wait_with_few_open_requests(broker: ScriptedBroker,
 
 
 def test_thousands_of_ids_are_yielded_as_they_finish(broker: ScriptedBroker, client: Client) -> None:
-    call = Background(lambda: [found["id"] for found in client.wait(range(1, 2501), 20.0)])
+    call = Background(lambda: [found["id"] for found in client.wait(range(1, 4701), 20.0)])
     peer = broker.greeted()
-    first = [peer.expect("wait") for _ in range(3)]
-    assert [len(request["jobs"]) for request in first] == [1000, 1000, 500]
-    peer.reply(first[2], jobs=[view(job) for job in first[2]["jobs"]])
-    peer.reply(first[0], jobs=[view(job) for job in first[0]["jobs"][:600]])
+    first = [peer.expect("wait") for _ in range(34)]  # the oldest in small requests, the others in few
+    assert [len(request["jobs"]) for request in first] == [100] * 32 + [1000, 500]
+    peer.reply(first[33], jobs=[view(job) for job in first[33]["jobs"]])
+    peer.reply(first[0], jobs=[view(job) for job in first[0]["jobs"][:60]])
     rest = peer.expect("wait")
-    assert rest["jobs"] == first[0]["jobs"][600:]
-    for request in (rest, first[1]):
+    assert rest["jobs"] == first[0]["jobs"][60:]
+    for request in (rest, *first[1:33]):
         peer.reply(request, jobs=[view(job) for job in request["jobs"]])
-    assert sorted(call.result()) == list(range(1, 2501))
+    assert sorted(call.result()) == list(range(1, 4701))
 
 
 def test_waiting_survives_a_lost_connection(broker: ScriptedBroker, client: Client) -> None:
