@@ -1,11 +1,15 @@
-"""Connections on the hub: each conversation in a greenlet of its own, and the sweeper. Thin: no rules, no verbs' meaning."""
+"""Connections on the hub: each conversation in a greenlet of its own, whose turn it is, and the sweeper. Thin: no rules, no verbs' meaning."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
+from time import perf_counter
 
 import gevent
+from gevent.event import Event
+from gevent.hub import get_hub
 
 from greenroom.conversation import SWEEP_S, Conversation, Conversations
 from greenroom.desk import Desk
@@ -15,6 +19,54 @@ log = logging.getLogger(__name__)
 
 #: The last words to a peer that we close have so long to leave.
 FAREWELL_S = 0.5
+#: Connections whose bytes came together are served for so long before the hub looks at its timers and sockets …
+TURNS_S = 0.02
+#: … and then so many at a time: a small request takes 0.1 to 0.2 ms. Who has to wait costs 0.04 ms more, so a few are not let wait.
+SERVED_TOGETHER = 32
+
+
+class Turns:
+    """Whose turn it is when many have sent something at once: in the order of their coming, a few at a time.
+
+    The hub serves everybody whose bytes a look at the sockets found before it looks at a timer. Ten thousand workers that reserve, come
+    back, or are gone in the same moment would keep it for a second.
+    """
+
+    def __init__(self) -> None:
+        self._look_at = perf_counter()  # when the hub looked at its sockets last
+        self._waiting: deque[Event] = deque()
+        self._server: gevent.Greenlet | None = None
+        self._looks = get_hub().loop.check(ref=False)
+        self._looks.start(self._note_look)
+
+    def _note_look(self) -> None:
+        self._look_at = perf_counter()
+
+    def wait(self) -> None:
+        """Return when it is the caller's turn: mostly at once. Else switches."""
+        if self._server is None and perf_counter() - self._look_at < TURNS_S:
+            return
+        turn = Event()
+        self._waiting.append(turn)
+        if self._server is None:
+            self._server = gevent.spawn(self._serve_waiting)
+        turn.wait()
+
+    def _serve_waiting(self) -> None:
+        while len(self._waiting) > SERVED_TOGETHER:
+            for _ in range(SERVED_TOGETHER):
+                self._waiting.popleft().set()
+            gevent.sleep(0.0005)  # they take longer, so this is over when they are done
+        self._server = None
+        while self._waiting:
+            self._waiting.popleft().set()
+
+    def stop(self) -> None:
+        """Serve nobody any more who waits."""
+        self._looks.close()
+        if self._server is not None:
+            self._server.kill()
+
 
 
 class Connection(Conversation):
@@ -47,6 +99,7 @@ class Sessions(Conversations):
     def __init__(self, desk: Desk) -> None:
         super().__init__(desk)
         self._sweeper: gevent.Greenlet | None = None
+        self._turns = Turns()
 
     def start(self, on_death: Callable[[str], None]) -> None:
         """Start the sweeper."""
@@ -55,6 +108,7 @@ class Sessions(Conversations):
 
     def serve(self, stream: Stream, address: tuple) -> None:
         """Serve one connection to its end; for the listener, in the connection's greenlet."""
+        stream.wait_turn = self._turns.wait
         connection = self.open(stream, f"{address[0]}:{address[1]}")
         try:
             connection.run()
@@ -76,3 +130,4 @@ class Sessions(Conversations):
             connection.stream.abort("the broker stops")
         while self._conversations and self.desk.now() < deadline:
             gevent.sleep(0.005)
+        self._turns.stop()
