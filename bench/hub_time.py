@@ -241,7 +241,7 @@ def main() -> int:
         bench = Bench(folder)
         gc.collect()
         gc.freeze()
-        gc.set_threshold(50_000, 20, 100)  # as broker.py does
+        gc.set_threshold(2_000, 10, 10_000)  # as broker.py does
         for name, case in CASES.items():
             worst = sorted(bench.worst_ms(*case(bench)) for _ in range(given.repeat))
             median = worst[len(worst) // 2]
