@@ -121,11 +121,14 @@ def test_parts_measures_each_part_alone(tmp_path: Path) -> None:
 
 
 def test_connections_lets_every_connection_complete_a_job(tmp_path: Path) -> None:
-    found = values(bench("connections.py", "--connections", "30", "--idle", "0.2", "--probes", "5", "--json", cwd=tmp_path))
+    found = values(bench("connections.py", "--connections", "30", "--idle", "0.2", "--probes", "5", "--seconds", "0.3", "--rate", "50",
+                         "--working", "10", "--silent", "3", "--slow", "0", "--leased", "4", "--json", cwd=tmp_path))
 
-    assert found["jobs in the store"] == 35
-    assert {"connect", "broker memory per connection", "idle CPU", "submit to result, alone p50",
-            "submit to result, all held p99.9"} <= found.keys()
+    assert found["jobs in the store"] >= 5 + 30 + 1 + 2 * 4
+    assert found["storm, leases kept"] == 4 and found["storm, leases lost"] == 0
+    assert {"connect", "client CPU per connect", "broker memory per connection", "idle CPU", "submit to result, alone p50",
+            "submit to result, all held p99.9", "submit to result, working p99", "submit to result, with hostile peers p99",
+            "hostile peers closed after", "storm, all back after", "hub lag, storm max"} <= found.keys()
 
 
 def test_connections_refuses_more_than_the_file_limit(tmp_path: Path) -> None:
