@@ -30,7 +30,6 @@ from common import BenchError, Peer, percentile, raise_file_limit
 
 from greenroom.endpoint import Endpoint, find_endpoint
 from greenroom.link import Backoff
-from greenroom.protocol import FrameReader
 
 #: Longer than a worker's 5 s, because all these share one processor and must not give up for their own slowness.
 CONNECT_TIMEOUT_S = 15.0
@@ -61,7 +60,7 @@ class Member(Peer):
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.connect_ex(("127.0.0.1", self._endpoint.port))
         self.greeting, self._outgoing, self._has_shaken_hands = {}, bytearray(), False
-        self._frames = FrameReader(self._frames.max_frame)
+        self._partial = b""
         self._hello["leases"] = [self.lease] if self.lease else []
         self.sock = plain
         self.attempts += 1
