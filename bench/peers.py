@@ -437,7 +437,7 @@ def _print_row(report: Report, row: Row, times: list[float]) -> None:
 
 
 def print_json(report: Report, rows: list[Row]) -> None:
-    """Print what report.py reads: for each contender its rates and ratio, or why it has none; for each group who is next."""
+    """Print what report.py reads: for each contender its rates and ratio, or why it has none."""
     for row in rows:
         contender = row.contender
         params = {"group": contender.group, "peer": contender.name, "ours": contender.is_ours, "can_lose": contender.can_lose,
@@ -450,13 +450,6 @@ def print_json(report: Report, rows: list[Row]) -> None:
                                    ("peer ratio", "x", ratios(row, ours))):
             if values:
                 report.result(name, statistics.median(values), unit, **params, **_spread(values))
-    for group in ("brokers", "frameworks"):
-        ours = _find_ours(rows, group)
-        nearest = find_next([row for row in rows if row.contender.group == group], ours)
-        if nearest is not None:
-            times = ratios(nearest, ours)
-            report.result("peer next at equal durability", statistics.median(times), "x", group=group, peer=nearest.contender.name,
-                          **_spread(times))
 
 
 def _spread(values: list[float]) -> dict[str, float]:

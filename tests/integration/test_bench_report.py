@@ -47,7 +47,9 @@ def saved(tmp_path: Path) -> Path:
              result("hub lag p99", 5.0 + number, "ms", load="50 %", held=0))
     save(folder, "peers", peer("brokers", "Greenroom", 60_000, ours=True), peer("brokers", "a <quick> & durable one", 20_000),
          peer("brokers", "another", 90_000, can_lose="everything", fsync_before_answer=False),
-         result("peer next at equal durability", 3.0, "x", group="brokers", peer="a <quick> & durable one", min=2.5, max=3.5, runs=3),
+         *(result("peer ratio", times, "x", group="brokers", peer=name, fsync_before_answer=is_durable, min=times - 0.5,
+                  max=times + 0.5, runs=3)
+           for name, times, is_durable in (("a slow one", 9.0, True), ("a <quick> & durable one", 3.0, True), ("another", 0.7, False))),
          result("peer left out", 0, "jobs/s", group="brokers", peer="a third", reason="it is not installed"))
     return folder
 
@@ -63,7 +65,8 @@ def test_the_report_holds_each_target_against_the_median_of_its_runs(saved: Path
     assert "70,000/s (60,000–90,000, 5 runs); connections 64 | **missed**: 88% of it" in row(done.stdout, "durable TLS jobs")
     assert "700/s" in row(done.stdout, "batch 1 with") and "missed" in row(done.stdout, "batch 1 with")
     assert "4.5 ms (3–5, 3 runs) | **missed**: 1.1× too much" in row(done.stdout, "submit → result, idle, p99")
-    assert "6 ms (5–7, 3 runs); script latency, result hub lag p99, load 50 %, held 0 | aim met" in row(done.stdout, "hub lag while any of it runs, p99")
+    lag = row(done.stdout, "hub lag while any of it runs, p99")
+    assert "6 ms (5–7, 3 runs); script latency, result hub lag p99, load 50 %, held 0 | aim met" in lag
     assert "3× (2.5–3.5, 3 runs); peer a <quick> & durable one | aim met" in row(done.stdout, "the next broker")
     assert "not measured in this run" in row(done.stdout, "the next Python queue")
     assert "Left out: a third (it is not installed)." in done.stdout
