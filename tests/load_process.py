@@ -7,7 +7,7 @@ outside. One thread, one selector. tests/checker.py describes the history.
 
 Commands are JSON lines on standard input, each answered by one on standard output:
     {"do": "load", "pid": N, "kill_after": answers, "in_flight": at least, "number": signal, "seconds": at least,
-     "times": signals, "hear_out": false if it is not the broker that is signalled}
+     "held_s": a lease at least so old, "times": signals, "hear_out": false if it is not the broker that is signalled}
                                                                              load until then, signal the broker, hear it out
     {"do": "load_until_ended", "seconds": at most, "window": requests of each producer}
                                                                              load until the broker ends by itself
@@ -23,6 +23,7 @@ import json
 import os
 import random
 import selectors
+import signal
 import socket
 import ssl
 import struct
@@ -39,11 +40,12 @@ WINDOW = 500
 RESERVE = 400
 TASKS = ("alpha", "beta")
 CONNECT_WITHIN_S = 20.0
-#: The signal comes so long after the last look at answers: at once, it would always find the broker at the same point of its cycle.
-KILL_WITHIN_S = 0.06
+#: The signal comes so long after all that it waits for, and so long after the last look at answers: else it would always find the broker
+#: at the same point of its cycle.
+KILL_WITHIN_S, BLIND_S = 0.06, 0.005
 DRAIN_WITHIN_S = 60.0
 #: Some jobs are held so long before they are settled: longer than it takes until a lease is on disk.
-HOLD_S = 1.5
+HOLD_S = 2.0
 HOLD_SHARE = 0.05
 #: The queue is empty when a reserve that waited so long at the broker got nothing. Longer than the restart grace of the tests.
 LAST_WAIT_S = 1.3
@@ -214,11 +216,13 @@ class Worker:
         self._history = history
         self._rng = rng
         self._instance = rng.randbytes(16)
+        self._connected_at = 0.0
         self._calls = 0
 
     def connected(self, connection: Connection) -> None:
         """Use a new connection."""
         self.connection = connection
+        self._connected_at = time.monotonic()
         self.was_empty = False
         again, self.unknown = self.unknown, {}
         held = [lease[:2] for _, lease in self.slow] + [lease[:2] for leases in again.values() for lease in leases]
@@ -263,6 +267,11 @@ class Worker:
             self._calls += 1
             self._send_settle(f"{self.name}/s{self._calls}", leases[:count])
             leases = leases[count:]
+
+    def held_s(self) -> float:
+        """Return for how long it has held the oldest lease that it got over this connection; 0.0: it holds none."""
+        now = time.monotonic()
+        return now - next((done_at - HOLD_S for done_at, _ in self.slow if done_at - HOLD_S >= self._connected_at), now)
 
     def settle_slow(self) -> None:
         """Settle the jobs whose time is over."""
@@ -346,23 +355,28 @@ class Load:
                 peer.settle_slow()
 
     def load_and_kill(self, pid: int, kill_after: int, in_flight: int, number: int, seconds: float, times: int = 1,
-                      hear_out: bool = True) -> dict:
-        """Load until so many answers came, seconds passed and requests are in flight; signal; return the figures of that moment.
+                      held_s: float = 0.0, hear_out: bool = True) -> dict:
+        """Load until so many answers came, seconds passed, requests are in flight and a lease of this connection is held for `held_s`
+        (below HOLD_S), then a little longer; signal; return the figures of that moment.
 
-        Half as many again must be in flight, as some are answered between the last look and the signal; those don't count.
+        Half as many again must be in flight, as some are answered between the last look and a SIGKILL; those don't count.
         """
         self._connect()
         goal = self._answered + kill_after
         until = time.monotonic() + seconds
         deadline = until + DRAIN_WITHIN_S
-        while self._answered < goal or self._in_flight() < 1.5 * in_flight or time.monotonic() < until:
+        kill_at = None
+        while kill_at is None or time.monotonic() < kill_at or self._in_flight() < 1.5 * in_flight:
+            if kill_at is None and self._answered >= goal and time.monotonic() >= until and max(
+                    (worker.held_s() for worker in self.workers), default=0.0) >= held_s:
+                kill_at = time.monotonic() + self._rng.uniform(0.0, KILL_WITHIN_S)
             if time.monotonic() > deadline:
                 return {"error": f"{self._answered} answers, {self._in_flight()} in flight"}
             for producer in self.producers:
                 producer.fill()
             self._turn()
         flying, answered = self._in_flight(), self._answered
-        time.sleep(self._rng.uniform(0.0, KILL_WITHIN_S))
+        time.sleep(self._rng.uniform(0.0, BLIND_S))
         for _ in range(times):
             os.kill(pid, number)  # a process that ended is there until its parent has asked for its exit code
             time.sleep(0.02)
@@ -371,7 +385,8 @@ class Load:
             if time.monotonic() > deadline:
                 return {"error": "the broker does not close its connections"}
             self._turn()
-        flying -= self._answered - answered  # their answers had left by then
+        if number == signal.SIGKILL:  # a broker that stops answers after the signal too
+            flying -= self._answered - answered  # their answers had left by then
         self._history.flush()
         return {"in_flight": flying, "killed_at": killed_at, **self._figures()}
 

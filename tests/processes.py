@@ -310,10 +310,11 @@ class LoadProcess:
         assert "error" not in answer, answer
         return answer
 
-    def until_killed(self, rng: random.Random, number: int = signal.SIGKILL, *, seconds: float = 0.0) -> dict:
-        """Load the broker for a random number of answers (and some seconds), until it is killed with many requests in flight."""
+    def until_killed(self, rng: random.Random, number: int = signal.SIGKILL, *, held_s: float = 0.0) -> dict:
+        """Load the broker for a random number of answers (and until a lease is so old), until it is killed with many requests in
+        flight."""
         answer = self.do("load", pid=self.broker.pid, kill_after=rng.randint(100, 1000), in_flight=self.IN_FLIGHT, number=number,
-                         seconds=seconds)
+                         seconds=0.0, held_s=held_s)
         assert self.broker.process.wait(DEADLINE_S) == (-number if number == signal.SIGKILL else 0)
         return answer
 

@@ -81,8 +81,8 @@ def test_a_broker_killed_again_and_again_loses_nothing(make_broker: MakeBroker, 
     met: dict[str, int] = dict.fromkeys(RARE, 0)
 
     while killed < kills or killed < 4 * kills and not all(met.values()):
-        # Now and then long enough for leases to be on disk.
-        figures = load.until_killed(rng, seconds=1.6 if killed % 4 == 2 else 0.0)
+        # Now and then a lease is long on disk.
+        figures = load.until_killed(rng, held_s=1.7 if killed % 4 == 2 else 0.0)
         killed += 1
         assert figures["in_flight"] >= LoadProcess.IN_FLIGHT
         unknown += figures["unknown"]
