@@ -13,7 +13,7 @@ Commands are JSON lines on standard input, each answered by one on standard outp
                                                                              load until the broker ends by itself
     {"do": "work"}                                                           take and finish until killed; nothing is kept back from
                                                                              the history
-    {"do": "drain"}                                                          resend, take and finish until nothing is left
+    {"do": "drain", "seconds": at most}                                      resend, take and finish until nothing is left
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CONNECT_WITHIN_S = 20.0
 #: The signal comes so long after all that it waits for, and so long after the last look at answers: else it would always find the broker
 #: at the same point of its cycle.
 KILL_WITHIN_S, BLIND_S = 0.06, 0.005
-DRAIN_WITHIN_S = 60.0
+KILL_IS_DUE_WITHIN_S = 60.0
 #: Some jobs are held so long before they are settled: longer than it takes until a lease is on disk.
 HOLD_S = 2.0
 HOLD_SHARE = 0.05
@@ -364,7 +364,7 @@ class Load:
         self._connect()
         goal = self._answered + kill_after
         until = time.monotonic() + seconds
-        deadline = until + DRAIN_WITHIN_S
+        deadline = until + KILL_IS_DUE_WITHIN_S
         kill_at = None
         while kill_at is None or time.monotonic() < kill_at or self._in_flight() < 1.5 * in_flight:
             if kill_at is None and self._answered >= goal and time.monotonic() >= until and max(
@@ -411,16 +411,16 @@ class Load:
         """Take and finish jobs until the process is killed. What is sent is in the history before, what was received soon after."""
         self._connect()
         print("{}", flush=True)
-        deadline = time.monotonic() + DRAIN_WITHIN_S
+        deadline = time.monotonic() + KILL_IS_DUE_WITHIN_S
         while time.monotonic() < deadline:
             self._history.flush()
             self._turn()
         return {"error": "nobody killed it"}
 
-    def drain(self) -> dict:
+    def drain(self, seconds: float) -> dict:
         """Submit nothing new; resend, reserve and settle until nothing is unknown and nothing comes any more."""
         self._connect()
-        deadline = time.monotonic() + DRAIN_WITHIN_S
+        deadline = time.monotonic() + seconds
         while not self._is_drained():
             if time.monotonic() > deadline or not all(peer.connection.is_open for peer in self._peers):
                 return {"error": "not drained in time", **self._figures()}

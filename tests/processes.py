@@ -286,6 +286,7 @@ class LoadProcess:
     SEED = 20_250_701
     IN_FLIGHT = 1000  # requests without an answer when it kills
     LEASE_S = 5.0  # of the brokers that it loads
+    DRAIN_S = 60.0  # what is left after some kills is drained within; each kill leaves a second's work more
 
     def __init__(self, broker: BrokerProcess, history: Path, *, producers: int = 4, workers: int = 2, prefix: str = "w") -> None:
         self.history = history
@@ -318,9 +319,9 @@ class LoadProcess:
         assert self.broker.process.wait(DEADLINE_S) == (-number if number == signal.SIGKILL else 0)
         return answer
 
-    def drained(self) -> checker.Report:
-        """Drain, and judge all that was seen."""
-        self.figures = self.do("drain")
+    def drained(self, kills: int = 0) -> checker.Report:
+        """Drain what so many kills left, and judge all that was seen."""
+        self.figures = self.do("drain", seconds=self.DRAIN_S + 2.0 * kills)
         return checker.check(checker.load([self.history]), lease_s=self.LEASE_S)
 
     def end(self) -> None:
