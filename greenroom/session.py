@@ -53,20 +53,21 @@ class Turns:
         turn.wait()
 
     def _serve_waiting(self) -> None:
-        while len(self._waiting) > SERVED_TOGETHER:
-            for _ in range(SERVED_TOGETHER):
+        try:
+            while len(self._waiting) > SERVED_TOGETHER:
+                for _ in range(SERVED_TOGETHER):
+                    self._waiting.popleft().set()
+                gevent.sleep(0.0005)  # they take longer, so this is over when they are done
+        finally:  # also when it is killed: nobody is left waiting for a turn that never comes
+            self._server = None
+            while self._waiting:
                 self._waiting.popleft().set()
-            gevent.sleep(0.0005)  # they take longer, so this is over when they are done
-        self._server = None
-        while self._waiting:
-            self._waiting.popleft().set()
 
     def stop(self) -> None:
         """Serve nobody any more who waits."""
         self._looks.close()
         if self._server is not None:
             self._server.kill()
-
 
 
 class Connection(Conversation):

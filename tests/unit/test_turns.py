@@ -108,6 +108,19 @@ def test_one_that_is_ended_while_it_waits_holds_nobody_up(stack: ExitStack) -> N
     assert len(crowd.served) >= MANY - 2
 
 
+def test_nobody_is_left_waiting_when_the_line_ends(stack: ExitStack) -> None:
+    crowd = Crowd(stack, busy_s=TURNS_S / 20)
+    crowd.speak()
+    while len(crowd.served) < 6:  # the rest wait in line by now
+        gevent.sleep(0.001)
+    assert len(crowd.served) < MANY
+
+    crowd.turns.stop()
+
+    crowd.join()
+    assert sorted(crowd.served) == list(range(MANY))
+
+
 def test_who_comes_alone_does_not_wait() -> None:
     turns = Turns()
     try:
