@@ -58,16 +58,20 @@ class Turns:
                 for _ in range(SERVED_TOGETHER):
                     self._waiting.popleft().set()
                 gevent.sleep(0.0005)  # they take longer, so this is over when they are done
-        finally:  # also when it is killed: nobody is left waiting for a turn that never comes
-            self._server = None
-            while self._waiting:
-                self._waiting.popleft().set()
+        finally:
+            self._end_line()
+
+    def _end_line(self) -> None:
+        self._server = None
+        while self._waiting:
+            self._waiting.popleft().set()
 
     def stop(self) -> None:
-        """Serve nobody any more who waits."""
+        """End the line; who waits in it goes on at once, and finds its connection closed."""
         self._looks.close()
         if self._server is not None:
             self._server.kill()
+        self._end_line()  # a greenlet that is killed before it first ran does nothing of this
 
 
 class Connection(Conversation):
