@@ -230,20 +230,25 @@ def hold(member: Member, endpoint: Endpoint, count: int) -> None:
     shaking: set[Peer] = set()
     begun = 0
     is_ready = False
+
+    def go_on(peer: Peer) -> None:
+        if peer.advance() == 0:
+            shaking.discard(peer)
+            held.append(peer)
+
     while not member.is_over:
         while begun < count and len(shaking) < SHAKING:
             peer = Peer(endpoint, "worker", begun).begin()
             loop.add(peer)
             shaking.add(peer)
             begun += 1
-            peer.advance()
+            go_on(peer)  # all of it may be over at once, and then the socket has nothing more to say
         for peer in loop.ready(0.01):
             if peer not in shaking:
                 for message in peer.receive():
                     check(message)
-            elif peer.advance() == 0:
-                shaking.discard(peer)
-                held.append(peer)
+            else:
+                go_on(peer)
         next(beats)
         if not is_ready and len(held) == count:
             member.ready()
