@@ -8,8 +8,7 @@ from collections.abc import Callable
 from time import perf_counter
 
 import gevent
-from gevent.event import Event
-from gevent.hub import get_hub
+from gevent.hub import Waiter, get_hub
 
 from greenroom.conversation import SWEEP_S, Conversation, Conversations
 from greenroom.desk import Desk
@@ -19,59 +18,52 @@ log = logging.getLogger(__name__)
 
 #: The last words to a peer that we close have so long to leave.
 FAREWELL_S = 0.5
-#: Connections whose bytes came together are served for so long before the hub looks at its timers and sockets …
+#: Connections whose bytes came together are served for so long before the hub looks at its timers and sockets; the others wait in line …
 TURNS_S = 0.02
-#: … and then so many at a time: a small request takes 0.1 to 0.2 ms. Who has to wait costs 0.04 ms more, so a few are not let wait.
-SERVED_TOGETHER = 32
+#: … which moves for so long between two such looks.
+LINE_S = 0.01
 
 
 class Turns:
-    """Whose turn it is when many have sent something at once: in the order of their coming, a few at a time.
+    """Whose turn it is when many have sent something at once: in the order of their coming, some milliseconds at a time.
 
     The hub serves everybody whose bytes a look at the sockets found before it looks at a timer. Ten thousand workers that reserve, come
     back, or are gone in the same moment would keep it for a second.
     """
 
     def __init__(self) -> None:
+        loop = get_hub().loop
         self._look_at = perf_counter()  # when the hub looked at its sockets last
-        self._waiting: deque[Event] = deque()
-        self._server: gevent.Greenlet | None = None
-        self._looks = get_hub().loop.check(ref=False)
+        self._line: deque[Waiter] = deque()
+        self._looks = loop.check(ref=False)
         self._looks.start(self._note_look)
+        self._next_look = loop.timer(0.0001)
 
     def _note_look(self) -> None:
         self._look_at = perf_counter()
 
     def wait(self) -> None:
         """Return when it is the caller's turn: mostly at once. Else switches."""
-        if self._server is None and perf_counter() - self._look_at < TURNS_S:
+        if not self._line and perf_counter() - self._look_at < TURNS_S:
             return
-        turn = Event()
-        self._waiting.append(turn)
-        if self._server is None:
-            self._server = gevent.spawn(self._serve_waiting)
-        turn.wait()
+        waiter = Waiter()
+        self._line.append(waiter)
+        if len(self._line) == 1:
+            self._next_look.start(self._move)
+        waiter.get()
 
-    def _serve_waiting(self) -> None:
-        try:
-            while len(self._waiting) > SERVED_TOGETHER:
-                for _ in range(SERVED_TOGETHER):
-                    self._waiting.popleft().set()
-                gevent.sleep(0.0005)  # they take longer, so this is over when they are done
-        finally:
-            self._end_line()
-
-    def _end_line(self) -> None:
-        self._server = None
-        while self._waiting:
-            self._waiting.popleft().set()
+    def _move(self) -> None:
+        """Serve those who wait longest; called by the hub. Not by events, of which the hub deals with few between two looks."""
+        until = perf_counter() + LINE_S
+        while self._line and perf_counter() < until:
+            self._line[0].switch(None)  # returns when that one waits for something else, or is gone
+            self._line.popleft()
+        if self._line:
+            self._next_look.start(self._move)
 
     def stop(self) -> None:
-        """End the line; who waits in it goes on at once, and finds its connection closed."""
+        """End the look-out. Who still waits has his turn: the line moves on to its end by itself."""
         self._looks.close()
-        if self._server is not None:
-            self._server.kill()
-        self._end_line()  # a greenlet that is killed before it first ran does nothing of this
 
 
 class Connection(Conversation):
@@ -120,6 +112,12 @@ class Sessions(Conversations):
         finally:
             self.forget(connection)
             stream.close()
+
+    @staticmethod
+    def _is_late(conversation: Connection, now: float) -> str | None:
+        if conversation.stream.is_in_line:
+            return None  # it has sent something, it is we who are late
+        return Conversations._is_late(conversation, now)
 
     def _sweep_on(self) -> None:
         while True:

@@ -33,10 +33,10 @@ class Stream:
         received_at: when bytes last arrived, by the clock given.
         closed_because: why it was aborted, or None.
         unsent_bytes: what the kernel has not taken yet.
-        wait_turn: called before bytes that came are read, and may switch; None: they are read at once.
+        wait_turn: called before bytes that came are read, and may switch; None: they are read at once. is_in_line: it was called.
     """
 
-    __slots__ = ("received_at", "closed_because", "unsent_bytes", "wait_turn", "_sock", "_tls", "_clock", "_readable", "_out", "_sealed",
+    __slots__ = ("received_at", "closed_because", "unsent_bytes", "wait_turn", "is_in_line", "_sock", "_tls", "_clock", "_readable", "_out", "_sealed",
                  "_writer", "_owner", "_ended")
 
     def __init__(self, sock: socket.socket, tls: TlsPipe, clock: Callable[[], float]) -> None:
@@ -47,6 +47,7 @@ class Stream:
         self.closed_because: str | None = None
         self.unsent_bytes = 0
         self.wait_turn: Callable[[], None] | None = None
+        self.is_in_line = False
         self._readable = get_hub().loop.io(sock.fileno(), 1)
         self._out: list[bytes | memoryview] = []  # not sealed yet
         self._sealed = b""  # records that the kernel has not taken yet; they go before all else
@@ -69,7 +70,9 @@ class Stream:
             if not self._tls.has_more:
                 get_hub().wait(self._readable)
                 if self.wait_turn is not None:
+                    self.is_in_line = True
                     self.wait_turn()
+                    self.is_in_line = False
             data = self._read_some()
             if data:
                 self.received_at = self._clock()

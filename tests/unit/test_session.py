@@ -1,4 +1,4 @@
-"""Whose turn it is when many connections have sent something at once."""
+"""Whose turn it is when many connections have sent something at once, and that nobody is late who waits for it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import gevent
 import pytest
 from gevent.hub import get_hub
 
-from greenroom.session import SERVED_TOGETHER, TURNS_S, Turns
+from greenroom.session import TURNS_S, Sessions, Turns
 
 DEADLINE_S = 10.0
-MANY = 10 * SERVED_TOGETHER
+MANY = 320
 
 
 class Crowd:
@@ -74,27 +74,38 @@ def test_a_timer_is_looked_at_while_many_who_came_together_are_served(stack: Exi
     assert served_before[0] < MANY / 2, "the timer came when nearly all were served"
 
 
-def test_those_who_wait_are_served_in_the_order_of_their_coming() -> None:
-    turns = Turns()
+def serve_a_line(stack: ExitStack, turns: Turns) -> list[int]:
+    """Let many wait in line, each of whom needs no time; returns their numbers in the order in which they were served."""
+    stack.callback(turns.stop)
     served: list[int] = []
 
     def serve(number: int) -> None:
         turns.wait()
         served.append(number)
 
-    try:
-        gevent.sleep(0.001)  # the hub has just looked, and looks no more before all of them have come
-        until = perf_counter() + 2 * TURNS_S
-        while perf_counter() < until:
-            pass
-        greenlets = [gevent.Greenlet(serve, number) for number in range(MANY)]
-        for greenlet in greenlets:
-            greenlet.start()
-        gevent.joinall(greenlets, timeout=DEADLINE_S)
-    finally:
-        turns.stop()
+    gevent.sleep(0.001)  # the hub has just looked, and looks no more before all of them have come
+    until = perf_counter() + 2 * TURNS_S
+    while perf_counter() < until:
+        pass
+    greenlets = [gevent.spawn(serve, number) for number in range(MANY)]
+    gevent.joinall(greenlets, timeout=DEADLINE_S)
+    return served
 
-    assert served == list(range(MANY))
+
+def test_those_who_wait_are_served_in_the_order_of_their_coming(stack: ExitStack) -> None:
+    assert serve_a_line(stack, Turns()) == list(range(MANY))
+
+
+def test_a_line_moves_by_time_not_by_a_few_at_each_look_of_the_hub(stack: ExitStack) -> None:
+    looks: list[int] = []
+    look = get_hub().loop.check(ref=False)
+    stack.callback(look.close)
+
+    look.start(looks.append, 1)
+    served = serve_a_line(stack, Turns())
+
+    # A busy hub looks seldom, so a line that moves by a few at each look grows without end.
+    assert len(served) == MANY and len(looks) < 10, looks
 
 
 def test_one_that_is_ended_while_it_waits_holds_nobody_up(stack: ExitStack) -> None:
@@ -119,6 +130,24 @@ def test_nobody_is_left_waiting_when_the_line_ends(stack: ExitStack) -> None:
 
     crowd.join()
     assert sorted(crowd.served) == list(range(MANY))
+
+
+def test_a_peer_whose_bytes_wait_in_line_is_not_late() -> None:
+    class InLine:
+        received_at = 0.0
+        is_in_line = True
+
+    class Silent(InLine):
+        is_in_line = False
+
+    class Talk:
+        session, opened_at, partial_since = None, 0.0, None
+
+        def __init__(self, stream: InLine) -> None:
+            self.stream = stream
+
+    assert Sessions._is_late(Talk(InLine()), 1000.0) is None
+    assert Sessions._is_late(Talk(Silent()), 1000.0) == "no hello in time"
 
 
 def test_who_comes_alone_does_not_wait() -> None:
