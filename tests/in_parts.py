@@ -13,7 +13,7 @@ import tempfile
 import time
 
 #: All parts but the first, which is everything else, so that a new folder is never left out.
-PARTS = (("tests/integration/test_[e-z]*.py",),
+PARTS = (("tests/integration/test_[e-z]*.py", "tests/fuzz/test_*.py"),
          ("tests/faults/test_*.py", "tests/simulation/test_*.py", "tests/stores/test_*.py", "tests/unit/test_*.py"))
 LINE_EVERY_S = 30.0
 
