@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from greenroom.client import Client
+from greenroom.leases import MAX_CRASHES
 from tests import checker
 from tests.processes import DEADLINE_S, ROOT, BrokerProcess, LoadProcess, WorkerProcess, database, integrity, until
 
@@ -292,12 +293,16 @@ def test_workers_killed_again_and_again_lose_nothing(broker: BrokerProcess, tmp_
 
     report = checker.check(checker.load([seen, sent]))
 
-    # Real workers don't tell what their settles were answered, so that no job is unfinished is seen from outside.
-    assert [view["state"] for view in views] == ["completed"] * len(handles)
+    # Real workers don't tell what their settles were answered, so that no job is unfinished is seen from outside. With many kills some
+    # jobs meet five of them, and are given up as promised (reliability I12).
+    given_up = [view for view in views if view["state"] == "failed"]
+    assert all(view["error"]["name"] == "CrashLoop" and view["crashes"] == MAX_CRASHES for view in given_up), given_up
+    assert [view["state"] for view in views if view not in given_up] == ["completed"] * (len(handles) - len(given_up))
+    print(f"kills={kills} jobs={len(handles)} given up={len(given_up)} {dict(report.counts)}")
     assert report.lost + report.unexpected + report.duplicated + report.fences == []
     stats = broker.stats()
     assert stats["requeued"] >= kills and max(view["attempt"] for view in views) > 1
-    assert stats["states"]["completed"] == len(handles)
+    assert stats["states"]["completed"] == len(handles) - len(given_up)
 
 
 def _start_worker(broker: BrokerProcess, folder: Path, number: int) -> WorkerProcess:
