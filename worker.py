@@ -322,7 +322,7 @@ class Worker:
             if outcome.kind == "fail":
                 log.info("job %d failed: %s: %s", outcome.job_id, outcome.error["name"], escape(outcome.error["message"][:200]))
             is_stopped = held.is_told_to_stop and outcome.kind == "fail"
-            self._finish(held, [*held.lease, "nack"] if is_stopped else _settle_item(outcome))
+            self._finish(held, [*held.lease, "nack"] if is_stopped else outcome.settle_item())
 
     def _finish(self, held: Held, settle: list) -> None:
         held.stage = "finished"
@@ -578,16 +578,6 @@ class Worker:
             log.debug("no good-bye: %s", exc)
         self._is_done = True
         log.info("stopped")
-
-
-def _settle_item(outcome: Outcome) -> list:
-    """Return an outcome as the wire's settle has it."""
-    lease = [outcome.job_id, outcome.fence]
-    if outcome.kind == "ack":
-        return [*lease, "ack", outcome.result, outcome.encoding == "raw"]
-    if outcome.kind == "fail":
-        return [*lease, "fail", outcome.error]
-    return [*lease, "crash"]
 
 
 def _failure(held: Held, exc: GreenroomError) -> list:

@@ -75,6 +75,15 @@ class Outcome(NamedTuple):
     error: dict | None  # {"name", "message", "traceback"} unless ack
     seconds: float  # how long the task ran
 
+    def settle_item(self) -> list:
+        """Return it as the wire's settle has it."""
+        lease = [self.job_id, self.fence]
+        if self.kind == "ack":
+            return [*lease, "ack", self.result, self.encoding == "raw"]
+        if self.kind == "fail":
+            return [*lease, "fail", self.error]
+        return [*lease, "crash"]
+
 
 class Run:
     """An item in a pool, with its context and how far it has come."""
