@@ -422,8 +422,11 @@ class Load:
         self._connect()
         deadline = time.monotonic() + seconds
         while not self._is_drained():
-            if time.monotonic() > deadline or not all(peer.connection.is_open for peer in self._peers):
+            if time.monotonic() > deadline:
                 return {"error": "not drained in time", **self._figures()}
+            # A producer that has nothing more to ask is closed by the broker after a minute; what it asked must be answered before.
+            if not all(peer.connection.is_open for peer in [*self.workers, *(one for one in self.producers if one.unknown)]):
+                return {"error": "the broker closed a connection", **self._figures()}
             self._turn()
         self._history.note("load", "drain", "ok", "drain")
         self._history.flush()
