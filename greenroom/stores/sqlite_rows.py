@@ -21,6 +21,8 @@ Execute = Callable[[str, "list | tuple"], object]
 
 #: Rows of one statement: the largest, and its halves for what is left. apsw keeps no statement prepared whose text is above 16 KiB.
 MOST_ROWS = 256
+#: Bytes of payloads, results or errors of one statement, unless it has a single row: they are copied with the interpreter's lock held.
+STATEMENT_BYTES = 2**20
 
 _RECORDED = tuple(int(QUEUED) if state == RUNNING else state for state in range(7))  # state -> on disk
 _FIRST_FINISHED = int(COMPLETED)
@@ -35,6 +37,8 @@ _UPDATE = ("WITH new (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t
     UPDATE jobs SET state = a, finished_at = b, worker = c, rank = d, priority = e, place = f, cancel_requested = g,
     run_at = h, started_at = i, fence = j, attempt = k, crashes = l, requeues = m, result_bytes = n, result_raw = o,
     result = p, error = q, row_sum = r, result_sum = s FROM new WHERE id = t""")
+
+_ERROR = 16  # its place in a row of _UPDATE
 
 _COUNT = """UPDATE lanes SET scheduled = scheduled + ?, queued = queued + ?, requeued = requeued + ?,
     completed = completed + ?, failed = failed + ?, cancelled = cancelled + ?, waiting_bytes = waiting_bytes + ?
@@ -167,9 +171,9 @@ class Rows:
         """Write everything into the open transaction, in an order in which each row finds what it needs."""
         _write(execute, "INSERT INTO lanes (id, queue, task, sum) VALUES ", 4, "", self._new_lanes)
         _write(execute, *_INSERT, self._inserts)
-        _write(execute, "INSERT INTO payloads (job, data) VALUES ", 2, "", self._payloads)
-        _write(execute, *_UPDATE, list(chain.from_iterable(self._updates.values())))
-        _write(execute, "INSERT OR REPLACE INTO results (job, data) VALUES ", 2, "", self._results)
+        _write(execute, "INSERT INTO payloads (job, data) VALUES ", 2, "", self._payloads, heavy=1)
+        _write(execute, *_UPDATE, list(chain.from_iterable(self._updates.values())), heavy=_ERROR)
+        _write(execute, "INSERT OR REPLACE INTO results (job, data) VALUES ", 2, "", self._results, heavy=1)
         _write(execute, "INSERT OR REPLACE INTO leases (job, fence, instance, worker, granted_at, sum) VALUES ", 6, "",
                list(chain.from_iterable(self._held.values())))
         _write(execute, "DELETE FROM leases WHERE job IN (VALUES ", 1, ")", list(self._gone))
@@ -181,18 +185,27 @@ class Rows:
         self.clear()
 
 
-def _write(execute: Execute, begin: str, columns: int, end: str, values: list[object]) -> None:
+def _write(execute: Execute, begin: str, columns: int, end: str, values: list[object], *, heavy: int | None = None) -> None:
     """Run one statement for as many rows as it takes, as often as needed.
 
     Args:
         begin, end: the statement before and behind its rows. values: the rows', `columns` each.
+        heavy: place in a row of what may be large, bytes or text or None; None: nothing is.
     """
     place, size = 0, MOST_ROWS
     while place < len(values):
         while size * columns > len(values) - place:
             size //= 2
-        execute(_statement(begin, columns, end, size), values[place:place + size * columns])
-        place += size * columns
+        now = size
+        if heavy is not None:
+            while now > 1 and sum(map(_size, values[place + heavy:place + now * columns:columns])) > STATEMENT_BYTES:
+                now //= 2
+        execute(_statement(begin, columns, end, now), values[place:place + now * columns])
+        place += now * columns
+
+
+def _size(value: bytes | str | None) -> int:
+    return 0 if value is None else len(value)
 
 
 _statements: dict[tuple[str, int], str] = {}

@@ -21,6 +21,7 @@ from greenroom.job import Job, State, rank_of
 from greenroom.records import Lost, Submission
 from greenroom.stores import sqlite
 from greenroom.stores.sqlite import PRAGMAS, READER_PRAGMAS, SqliteStore
+from greenroom.stores.sqlite_rows import STATEMENT_BYTES, Rows
 from tests.stores.sync_vfs import SyncRecorder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -373,3 +374,26 @@ def test_unexpected_kinds_of_values_are_refused_by_the_table(store: SqliteStore)
 
     with pytest.raises(StoreError, match="CHECK"):
         store.write()
+
+
+def test_no_statement_holds_more_than_a_mebibyte_of_large_values_unless_it_is_one(store: SqliteStore) -> None:
+    jobs = new_jobs(store, 600, b"p" * 5_000) + new_jobs(store, 3, b"q" * 2**20)
+    ran: list[tuple[str, int, int]] = []  # what, rows, bytes of its large values
+
+    def execute(statement: str, values: list) -> None:
+        large = [len(value) for value in values if isinstance(value, (bytes, str)) and len(value) > 600]
+        ran.append((statement.split("(")[0].strip(), statement.count("(?,"), sum(large)))
+
+    rows = Rows()
+    rows.add(jobs)
+    rows.write(execute)
+    for job in jobs:
+        job.state, job.finished_at, job.payload = State.FAILED, 2.0, None
+        job.error = {"name": "E", "message": "m" * 4_000, "traceback": "t" * 8_000}
+    rows.add(jobs)
+    rows.write(execute)
+
+    assert sum(count for what, count, _ in ran if what == "INSERT INTO payloads") == 603
+    assert all(size <= STATEMENT_BYTES or count == 1 for _, count, size in ran), ran
+    assert {count for what, count, _ in ran if what == "INSERT INTO payloads"} >= {1, 128}
+    assert max(count for what, count, size in ran if what == "WITH new" and size) == 64
