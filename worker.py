@@ -29,6 +29,7 @@ from greenroom.errors import ConfigError, ConnectError, GreenroomError, TlsError
 from greenroom.job import NAME_PATTERN
 from greenroom.lease_watch import LeaseWatch
 from greenroom.link import Answer, Backoff, Link, Waker
+from greenroom.look_ahead import LookAhead
 from greenroom.pools import Outcome, Pool, ProcessPool, RunItem, ThreadPool
 from greenroom.protocol import DEFAULT_LIMITS, HELLO_FRAME_BYTES, VERSION, encode_frame
 from greenroom.tables import escape
@@ -38,13 +39,6 @@ log = logging.getLogger("greenroom.worker")
 
 #: Total seconds for connecting and greeting. Signals wait so long at most.
 CONNECT_TIMEOUT_S = 5.0
-
-#: While a job occupies its slot for less than this, jobs are reserved ahead: so many as are begun within AHEAD_WORK_S, at least as many
-#: as there are slots. A round trip with its COMMIT takes 2 to 10 ms, in which a slot runs a hundred jobs that do nothing: with as many
-#: ahead as slots 2,000 jobs/s, so 8,100. For jobs that sleep 10 ms it is 330 a second of 400, without it 200.
-QUICK_S = 0.02
-AHEAD_WORK_S = 0.02
-MOST_AHEAD = 500
 
 #: What was reserved ahead and has not begun by then goes back: somebody else may have a free slot.
 AHEAD_S = 0.05
@@ -124,8 +118,7 @@ class Worker:
         self._unsettled: deque[Held] = deque()  # of stage `finished`
         self._is_settling = False
         self._settle_after = 0.0
-        self._pace_s = 1.0  # seconds from one outcome to the next while the pool has work, a moving average
-        self._busy_since = 0.0  # when the latest outcomes were taken, or the pool got work after it had none
+        self._look_ahead = LookAhead(concurrency)
         self._link: Link | None = None
         self._has_connected = False
         self._outage_since: float | None = None
@@ -306,11 +299,8 @@ class Worker:
         """Take what the pool finished."""
         if not self._outcomes:
             return
-        now = time.monotonic()
         count = len(self._outcomes)
-        # Every job counts for a fifth, so it takes some 25 quick ones before reserving ahead begins if they come one by one.
-        self._pace_s += min(1.0, 0.2 * count) * ((now - self._busy_since) / count - self._pace_s)
-        self._busy_since = now
+        self._look_ahead.ended(count, time.monotonic())
         for _ in range(count):
             outcome = self._outcomes.popleft()
             lease = (outcome.job_id, outcome.fence)
@@ -354,10 +344,12 @@ class Worker:
                         self._watch.patience_s, len(left))
 
     def _give_back_late(self, now: float) -> None:
+        gave_back = False
         while self._late and (self._late[0].stage != "in pool" or (
                 self._late[0].begin_by <= now and len(self._in_pool) > self._concurrency)):
-            if self._take_back(self._late.popleft()):
-                self._pace_s = 1.0  # jobs are not quick any more: reserve no more ahead
+            gave_back = self._take_back(self._late.popleft()) or gave_back
+        if gave_back:
+            self._look_ahead.gave_back()
 
     def _drop(self, held: Held, why: str) -> None:
         """Forget a lease that is not ours any more; what runs of it is told to stop."""
@@ -468,9 +460,7 @@ class Worker:
         """Return how many jobs to ask for: the free slots, and some ahead while jobs are quick."""
         if self._drain_until is not None or self._is_broker_draining:
             return 0
-        room = self._concurrency
-        if self._pace_s * self._concurrency < QUICK_S:
-            room += max(self._concurrency, min(MOST_AHEAD, int(AHEAD_WORK_S / self._pace_s)))
+        room = self._concurrency + self._look_ahead.jobs
         free = min(room - len(self._in_pool), self._link.limits.leases - len(self._held), self._link.limits.list)
         # With all slots busy not for a few: every reserve is a frame, and a turn of both sides.
         return free if free > 0 and (len(self._in_pool) < self._concurrency or 2 * free >= room) else 0
@@ -527,7 +517,7 @@ class Worker:
                 self._nack(held, has_begun=False)
                 continue
             if not self._in_pool:
-                self._busy_since = now
+                self._look_ahead.began(now)
             self._late.append(held)
             self._in_pool.add(held.lease)
             self._pool.submit(item)
