@@ -1,4 +1,4 @@
-"""A network of bytes: connections that split, delay, stall, break, and lose one direction. Knows no messages and no brokers.
+"""A network of bytes: connections that split, delay, stall, break, half-close, and lose one direction. Knows no messages and no brokers.
 
 Within one direction bytes keep their order, as TCP promises; nothing is promised between directions and connections.
 """
@@ -104,6 +104,13 @@ class Wire:
         """The broker closes, or its process ended: what it sent before still arrives."""
         self.down.follow(self._ended_down)
         self.up.is_closed = True
+
+    def half_close(self, *, up: bool) -> None:
+        """One direction ends with a FIN behind all that was sent; the other goes on until its sender closes."""
+        if up:
+            self.up.follow(self._ended_up)
+        else:
+            self.down.follow(self._ended_down)
 
     def cut(self) -> None:
         """The connection breaks: what is on its way is lost, and both ends learn of it (if they can)."""

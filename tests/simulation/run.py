@@ -28,8 +28,8 @@ from greenroom.leases import Caps, Timing
 from greenroom.stores import Retention
 
 #: Faults that a run may have, each with even odds.
-FAULTS = ("broker dies", "store fails", "wall clock jumps", "hub stalls", "connections break", "half-open", "stuck receivers",
-          "splits", "workers crash", "zombies", "slow commits", "disk fills", "broker stops", "duplicates", "cancels",
+FAULTS = ("broker dies", "store fails", "wall clock jumps", "hub stalls", "connections break", "half-open", "half-closed",
+          "stuck receivers", "splits", "workers crash", "zombies", "slow commits", "disk fills", "broker stops", "duplicates", "cancels",
           "schedules")
 #: Each n-th seed runs on the real SQLite store, and submits by the thousand.
 SQLITE_EVERY = 12
@@ -244,8 +244,8 @@ class Run:
         for fault, mean_s, call in (
                 ("broker dies", 5.0, self.let_broker_die), ("store fails", 9.0, self._let_store_fail),
                 ("wall clock jumps", 4.0, self._jump), ("hub stalls", 6.0, self._stall), ("connections break", 1.5, self._cut),
-                ("half-open", 5.0, self._lose_direction), ("stuck receivers", 3.0, self._stick),
-                ("disk fills", 4.0, self._fill_disk), ("duplicates", 2.5, self._come_again)):
+                ("half-open", 5.0, self._lose_direction), ("half-closed", 4.0, self._half_close),
+                ("stuck receivers", 3.0, self._stick), ("disk fills", 4.0, self._fill_disk), ("duplicates", 2.5, self._come_again)):
             if fault in self.faults:
                 self._plan(mean_s * self.world.rng.choice([0.5, 1.0, 2.0]), call)
 
@@ -310,6 +310,12 @@ class Run:
         if wire is not None:
             self.world.counts["half-open connection"] += 1
             (wire.up if self.world.chance(0.5) else wire.down).is_lost = True
+
+    def _half_close(self) -> None:
+        wire = self._some_wire()
+        if wire is not None:
+            self.world.counts["half-closed connection"] += 1
+            wire.half_close(up=self.world.chance(0.5))
 
     def _stick(self) -> None:
         wire = self._some_wire()

@@ -18,9 +18,9 @@ def test_a_planted_bug_is_found(plant: Plant) -> None:
             with planted(plant):
                 simulate(seed)
         except Failed as exc:
+            if not isinstance(_root(exc), (Violation, AssertionError)):
+                continue  # the plant broke something by accident; it has to be found by one of our checks
             print(f"{plant.name}: found by seed {seed}, the {seed - FIRST_SEED + 1}. that was tried: {str(exc).splitlines()[0]}")
-            root = _root(exc)
-            assert isinstance(root, (Violation, AssertionError)), f"the plant itself does not work any more: {root!r}"
             simulate(seed)  # … and only because of it
             return
     pytest.fail(f"{plant.within} seeds do not find {plant.name!r}")
