@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import gc
 import logging
 import os
+import random
 import resource
 import signal
 import ssl
@@ -123,7 +124,7 @@ class Broker:
             Caps(waiting_jobs=settings.max_waiting_jobs, waiting_bytes=settings.max_waiting_bytes),
             Timing(lease_s=settings.lease_s, heartbeat_s=settings.lease_s / 3,
                    reconnect_grace_s=settings.reconnect_grace_s, restart_grace_s=settings.restart_grace_s),
-            Window(settings.window_jobs, settings.window_bytes))
+            Window(settings.window_jobs, settings.window_bytes), random.random)
         self.dispatch = Dispatch(self.engine, self.store, clock, self.fail, None if is_memory else settings.data)
         self.sessions = Sessions(self.dispatch)
         self.listener = Listener(

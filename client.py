@@ -227,13 +227,24 @@ class Client:
 
     def cancel(self, ids: Iterable[int]) -> list[str | GreenroomError]:
         """Cancel jobs; for each, in order, "cancelled", "requested" (it is running) or the error (not raised)."""
+        return self._each("cancel", ids)
+
+    def retry(self, ids: Iterable[int]) -> list[str | GreenroomError]:
+        """Let jobs that failed, were cancelled or expired run again; for each, in order, "queued" or the error (not raised)."""
+        return self._each("retry", ids)
+
+    def _each(self, verb: str, ids: Iterable[int]) -> list[str | GreenroomError]:
         wanted = list(ids)
         outcomes: list[str | GreenroomError] = []
         while len(outcomes) < len(wanted):
             part = wanted[len(outcomes):len(outcomes) + self._list_limit()]
-            answer = self._call({"verb": "cancel", "jobs": part})["outcomes"]
+            answer = self._call({"verb": verb, "jobs": part})["outcomes"]
             outcomes += [outcome if isinstance(outcome, str) else from_wire(outcome) for outcome in answer]
         return outcomes
+
+    def runs(self, job_id: int) -> list[dict]:
+        """Return the runs of a job that ended without completing it, oldest first (docs/protocol_v1.md, `runs`)."""
+        return self._call({"verb": "runs", "job": job_id})["runs"]
 
     def jobs(self, *, state: str | None = None, queue: str | None = None, task: str | None = None, worker: str | None = None,
              limit: int | None = None, payload: bool = False) -> Iterator[dict]:

@@ -405,6 +405,8 @@ VERBS: dict[str, tuple[Field, ...]] = {
     ),
     "submit": (Field("jobs", _items(1), required=True), Field("submission", _sixteen)),
     "cancel": (_JOB_IDS,),
+    "retry": (_JOB_IDS,),
+    "runs": (Field("job", _integer(1, NUMBER_LIMIT - 1), required=True),),
     "get": (_JOB_IDS, Field("payload", _flag, False)),
     "wait": (_JOB_IDS, _WAIT),
     "reserve": (
@@ -488,7 +490,7 @@ def parse_settle(item: object, max_result_bytes: int) -> SettleItem:
         job, fence, _, result, raw = item
         if (type(job) is int and type(fence) is int and 0 < job < NUMBER_LIMIT and 0 < fence < NUMBER_LIMIT
                 and type(result) is bytes and len(result) <= max_result_bytes and type(raw) is bool):
-            return _new_tuple(SettleItem, (job, fence, "ack", result, raw, None))
+            return _new_tuple(SettleItem, (job, fence, "ack", result, raw, None, None))
     try:
         job, fence = check_lease(item)
     except ValueError as exc:
@@ -503,7 +505,12 @@ def parse_settle(item: object, max_result_bytes: int) -> SettleItem:
             raise TooLargeError(f"result has {len(result)} bytes, the limit is {max_result_bytes}", field="result")
         return SettleItem(job, fence, "ack", result, raw, None)
     if outcome == "fail":
-        return SettleItem(job, fence, "fail", None, False, _parse_error(item[3] if len(item) > 3 else None))
+        return SettleItem(job, fence, "fail", None, False, _parse_error(item[3] if len(item) > 3 else None), _parse_wish(item))
+    if outcome == "snooze":
+        seconds = item[3] if len(item) > 3 else None
+        if not is_number(seconds) or not 0 <= seconds <= MOST_SNOOZE_S:
+            raise InvalidError(f"a snooze is followed by seconds from 0 to {MOST_SNOOZE_S}", field="leases")
+        return SettleItem(job, fence, "snooze", None, False, None, float(seconds))
     if outcome == "nack":
         begun = item[3] if len(item) > 3 else True
         if type(begun) is not bool:
@@ -511,11 +518,29 @@ def parse_settle(item: object, max_result_bytes: int) -> SettleItem:
         return SettleItem(job, fence, "nack" if begun else "unbegun", None, False, None)
     if outcome == "crash":
         return SettleItem(job, fence, "crash", None, False, None)
-    raise InvalidError("a settle needs an outcome: ack, fail, nack or crash", field="leases")
+    raise InvalidError("a settle needs an outcome: ack, fail, snooze, nack or crash", field="leases")
 
+
+#: A year, as for a delay; and the end of the year 9999.
+MOST_SNOOZE_S = 366 * 86400
+MOST_TIME = 253402300799
 
 #: Longer texts of an error are cut, never refused: a failure must not be lost because it is long.
 ERROR_LIMITS = {"name": 128, "message": 4096, "traceback": 16384}
+
+
+def _parse_wish(item: list) -> float | bool | None:
+    """Return what a fail asks for: False, when to try again, or None: nothing."""
+    given = item[4] if len(item) > 4 else None
+    if given is None:
+        return None
+    if isinstance(given, dict):
+        if given.get("retry") is False:
+            return False
+        at = given.get("retry_at")
+        if given.get("retry") in (None, True) and (at is None or is_number(at) and 0 <= at <= MOST_TIME):
+            return None if at is None else float(at)
+    raise InvalidError("a fail may be followed by a map: retry false, or retry_at a time in seconds since 1970", field="leases")
 
 
 def _parse_error(error: object) -> dict[str, str]:

@@ -572,7 +572,8 @@ class Worker:
 
 def _failure(held: Held, exc: GreenroomError) -> list:
     name = "ResultTooLargeError" if exc.code == "TOO_LARGE" else "ResultError"
-    return [*held.lease, "fail", {"name": name, "message": f"the broker refused the result: {exc.message}", "traceback": ""}]
+    return [*held.lease, "fail", {"name": name, "message": f"the broker refused the result: {exc.message}", "traceback": ""},
+            {"retry": False}]
 
 
 def _settle_bytes(settle: list) -> int:

@@ -402,7 +402,7 @@ class Batches:
                 self._load_some(*self._loads.popleft())
             else:
                 break
-        if self._prune_at is not None:
+        if self._prune_at is not None and not self._gathering.has_rows:  # else what was just retried could go
             pruned = self.store.prune(self._prune_at, 200)
             self._prune_at = now if pruned else None
             self._store_changed = self._store_changed or pruned > 0

@@ -19,6 +19,7 @@ from greenroom.client_demo import run_demo
 from greenroom.clock import Clock
 from greenroom.errors import (ConfigError, ConnectError, GoneError, GreenroomError, JobFailedError, NotFoundError, TlsError,
                               WaitTimeoutError, from_wire)
+from greenroom.job import STATE_BY_LABEL
 
 DONE, JOB_FAILED, USAGE, NO_CONNECTION, TLS_REFUSED, NOT_THERE, TIMED_OUT, REFUSED = range(8)
 INTERRUPTED = 130  # as shells do: 128 and the number of SIGINT
@@ -156,8 +157,14 @@ def build_parser() -> argparse.ArgumentParser:
     for name, function, help_text in (("get", do_get, "show jobs"), ("wait", do_wait, "wait for jobs to finish"),
                                       ("cancel", do_cancel, "cancel jobs")):
         command(name, function, help_text).add_argument("ids", metavar="ID", nargs="+", type=_job_id)
+    retry = command("retry", do_retry, "let jobs run again that failed, were cancelled or expired")
+    retry.add_argument("ids", metavar="ID", nargs="*", type=_job_id)
+    retry.add_argument("--failed", action="store_true", help="all that failed; with --queue and --task only those of them")
+    for name in ("queue", "task"):
+        retry.add_argument(f"--{name}", metavar="NAME")
+    command("runs", do_runs, "show the runs of a job that did not complete it").add_argument("id", metavar="ID", type=_job_id)
     jobs = command("jobs", do_jobs, "list jobs, newest first")
-    jobs.add_argument("--state", choices=["scheduled", "queued", "running", "completed", "failed", "cancelled"])
+    jobs.add_argument("--state", choices=list(STATE_BY_LABEL))
     for name in ("queue", "task", "worker"):
         jobs.add_argument(f"--{name}", metavar="NAME")
     jobs.add_argument("-n", type=_positive, default=50, metavar="COUNT", help="at most so many, default 50")
@@ -248,9 +255,37 @@ def do_wait(client: Client, args: argparse.Namespace, output: Output) -> int:
 
 def do_cancel(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`cancel`: print what became of each."""
+    return _print_outcomes(args.ids, client.cancel(args.ids), output)
+
+
+def do_retry(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`retry`: print what became of each, of those given or of all that failed."""
+    if bool(args.ids) == args.failed or (args.ids and (args.queue or args.task)):
+        raise ConfigError("give ids, or --failed with or without --queue and --task")
+    ids = args.ids or [view["id"] for view in client.jobs(state="failed", queue=args.queue, task=args.task)]
+    if not ids:
+        say("there is none")
+        return DONE
+    return _print_outcomes(ids, client.retry(ids), output)
+
+
+def do_runs(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`runs`: print how the runs of a job ended."""
+    output.rows(client.runs(args.id), {
+        "attempt": lambda run: run["attempt"], "outcome": lambda run: run["outcome"], "worker": lambda run: run["worker"],
+        "started": lambda run: tables.moment(run["started_at"]), "ran": _length,
+        "error": lambda run: f"{run['error']['name']}: {run['error']['message']}" if run["error"] else ""})
+    return DONE
+
+
+def _length(run: dict) -> str:
+    return "" if run["started_at"] is None else f"{max(0.0, run['ended_at'] - run['started_at']):.1f} s"
+
+
+def _print_outcomes(ids: list[int], outcomes: list[str | GreenroomError], output: Output) -> int:
     code = DONE
     rows = []
-    for job, outcome in zip(args.ids, client.cancel(args.ids)):
+    for job, outcome in zip(ids, outcomes):
         if isinstance(outcome, GreenroomError):
             say(outcome.message)  # names the job
             code = max(code, exit_code(outcome))

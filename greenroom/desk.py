@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from enum import Enum
+from typing import TypeVar
 
 from greenroom.backups import Backups
 from greenroom.batches import Batches, Budget
@@ -16,10 +17,12 @@ from greenroom.engine import Engine
 from greenroom.errors import BusyError
 from greenroom.job import Job
 from greenroom.records import Lost
-from greenroom.stores import Store
+from greenroom.stores import Reader, Store
 from greenroom.waits import Waits
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 #: A tick that comes so much late means that the hub stood still; then workers were silent because we did not listen.
 STALL_S = 0.5
@@ -83,8 +86,9 @@ class Desk:
         """Look anew when the next tick is due."""
         raise NotImplementedError
 
-    def read_page(self, **query: object) -> tuple[list[Job], int | None]:
-        """Read one page of jobs as committed (`Reader.page`). May switch; raises BusyError when too many wait for pages."""
+    def read(self, ask: Callable[[Reader], Answer]) -> Answer:
+        """Read what is committed: `ask` runs beside the store, perhaps in a thread. May switch; raises BusyError when too many
+        wait for pages."""
         raise NotImplementedError
 
     def wait_for_commit(self, within_s: float) -> None:
@@ -231,6 +235,11 @@ class Desk:
     def in_memory(self, job_id: int) -> Job | None:
         """Return the job if memory knows it: unfinished and in a window or running, or finished lately."""
         return self.engine.jobs.get(job_id) or self._recent.get(job_id) or self._recent_before.get(job_id)
+
+    def forget(self, job_id: int) -> None:
+        """Forget that a job finished lately: it is unfinished again."""
+        self._recent.pop(job_id, None)
+        self._recent_before.pop(job_id, None)
 
     def as_memory_knows(self, found: Job | Lost) -> Job | Lost:
         """Return a job that was just loaded, with what memory knows better: a running one is recorded as queued."""

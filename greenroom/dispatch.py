@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 import gevent
 from gevent.event import AsyncResult, Event
@@ -21,11 +22,12 @@ from greenroom.clock import Clock
 from greenroom.desk import Desk, Step
 from greenroom.engine import Engine
 from greenroom.errors import BusyError, DrainingError
-from greenroom.job import Job
 from greenroom.stores import Reader, Store
 from greenroom.stores.disk_room import DiskRoom
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 #: The timer looks at least this often, for what nobody wakes it for: disk space, pruning.
 TICK_AT_LEAST_S = 1.0
@@ -185,8 +187,8 @@ class Dispatch(Desk):
             self._planned_at = due
             self._timer_wake.set()
 
-    def read_page(self, **query: object) -> tuple[list[Job], int | None]:
-        """See Desk. Switches until the page is there."""
+    def read(self, ask: Callable[[Reader], Answer]) -> Answer:
+        """See Desk. Switches until the answer is there."""
         if self._pages_open >= MAX_PAGE_QUEUE:
             raise BusyError("too many pages are being read", retry_after_s=1.0)
         self._pages_open += 1
@@ -196,7 +198,7 @@ class Dispatch(Desk):
             raise BusyError("too many pages are being read", retry_after_s=1.0) from None
         finally:
             self._pages_open -= 1
-        page = self._page_threads.spawn(reader.page, **query)
+        page = self._page_threads.spawn(ask, reader)
         page.rawlink(lambda _: self._readers.put(reader))  # not when we stop waiting: the thread may still be at it
         return page.get()
 

@@ -13,9 +13,10 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from greenroom.effects import Delivery, Notice
-from greenroom.errors import BusyError, DrainingError, FinishedError, FullError, GoneError, NotFoundError
+from greenroom.errors import BusyError, ConflictError, DrainingError, FinishedError, FullError, GoneError, NotFoundError
 from greenroom.groups import Group
-from greenroom.job import CANCELLED, FAILED, FINISHED_STATES, QUEUED, RUNNING, SCHEDULED, Job, JobOptions, NewJob, State, rank_of
+from greenroom.job import (CANCELLED, FAILED, FINISHED_STATES, QUEUED, RETRYABLE_STATES, RUNNING, SCHEDULED, Job, JobOptions, NewJob,
+                           State, move, rank_of)
 from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
 from greenroom.leases import LeaseRules, damaged_error
 from greenroom.sessions import Parked, Session
@@ -114,7 +115,7 @@ class Engine(LeaseRules):
 
     def _accept(self, options: JobOptions, payloads: list[bytes], lane: Lane, now: float) -> list[Job]:
         """Make jobs of one lane that ask for the same, and put them where they wait."""
-        task, raw, queue, priority, run_at, delay = options
+        task, raw, queue, priority, run_at, delay, extras = options
         if delay is not None:
             run_at = now + delay
         jobs = [Job(number, queue, task, priority, payload, raw, now)
@@ -124,6 +125,7 @@ class Engine(LeaseRules):
         for job in jobs:
             job.lane = lane
             job.run_at = run_at
+            job.extras = extras
             size += job.payload_bytes
             dirty[job.id] = job
         self.waiting += len(jobs)
@@ -156,6 +158,8 @@ class Engine(LeaseRules):
     def _schedule(self, job: Job) -> None:
         if self.scheduled.add(job):
             self.jobs[job.id] = job
+        else:
+            self.jobs.pop(job.id, None)
         if self.scheduled.is_over:
             for dropped in self.scheduled.shrink():
                 self.jobs.pop(dropped.id, None)
@@ -197,6 +201,38 @@ class Engine(LeaseRules):
         self._leave_waiting(job)
         self._finish(job, CANCELLED, now)
         return "cancelled"
+
+    def retry(self, job_id: int, now: float, loaded: Job | Lost | None = None) -> str | None:
+        """Let a job that failed, was cancelled or expired wait again, behind all others of its priority: "queued".
+
+        Its failures and crashes are counted from nought; its history stays.
+
+        Args:
+            loaded: as in `cancel`.
+
+        Raises ConflictError for a job in another state, NotFoundError or GoneError, and what `check_room` raises.
+        """
+        job = self.jobs.get(job_id)
+        if job is None:
+            if loaded is None:
+                return None
+            job = self.check_there(job_id, loaded)
+        if job.state not in RETRYABLE_STATES:
+            raise ConflictError(f"job {job_id} is {job.state.label}: only what failed, was cancelled or expired can be retried")
+        self.check_room(1, job.payload_bytes)
+        self._attach(job)
+        job.failures = job.crashes = 0
+        job.failed_since = job.finished_at = job.run_at = job.error = None
+        job.cancel_requested = False
+        if not job.lane.counts[job.state]:
+            job.lane.counts[job.state] = 1  # the lane was forgotten, and its counts with it
+        self._count_waiting(job, +1)
+        self._enqueue_new(job, self.ids.take())
+        move(job, QUEUED)
+        self.effects.dirty[job.id] = job
+        self._match({job.lane: None}, now)
+        self._keep_budget()
+        return "queued"
 
     @staticmethod
     def check_there(job_id: int, loaded: Job | Lost) -> Job:

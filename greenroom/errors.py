@@ -136,6 +136,12 @@ class FinishedError(GreenroomError):
     code = "FINISHED"
 
 
+class ConflictError(GreenroomError):
+    """Raised when a job is in a state in which what was asked can't be done. The caller's fault."""
+
+    code = "CONFLICT"
+
+
 class KeyConflictError(GreenroomError):
     """Raised when a submission id was used before with another body."""
 

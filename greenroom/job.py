@@ -37,6 +37,7 @@ class State(IntEnum):
     COMPLETED = 4  # acked: done, for good
     FAILED = 5  # failed, or crashed too often: done, kept for a person
     CANCELLED = 6  # taken back before it ran, or ended after a cancel
+    EXPIRED = 7  # not begun in time, and so never run
 
     @property
     def label(self) -> str:
@@ -45,21 +46,43 @@ class State(IntEnum):
 
 
 #: The states by themselves, for the modules that look at one a dozen times a job: `State.QUEUED` takes 15 times as long (Python 3.11).
-SCHEDULED, QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED = State
+SCHEDULED, QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED, EXPIRED = State
 
-#: State -> states that a job may go to from it. A finished job never moves again (reliability I6).
+#: State -> states that a job may go to from it. A finished job never moves by itself (reliability I6); one that did not complete runs
+#: again when a person asks for that (the verb `retry`).
 MOVES: dict[State, frozenset[State]] = {
-    SCHEDULED: frozenset({QUEUED, CANCELLED}),
+    SCHEDULED: frozenset({QUEUED, CANCELLED, EXPIRED}),
     # Queued jobs finish without running again when the settle of a lease that ran out arrives before anyone else got them.
-    QUEUED: frozenset({RUNNING, COMPLETED, FAILED, CANCELLED}),
-    RUNNING: frozenset({QUEUED, COMPLETED, FAILED, CANCELLED}),
+    QUEUED: frozenset({RUNNING, COMPLETED, FAILED, CANCELLED, EXPIRED}),
+    # To scheduled: a failed run that is tried again later, or one that asked to be put off.
+    RUNNING: frozenset({QUEUED, SCHEDULED, COMPLETED, FAILED, CANCELLED}),
     COMPLETED: frozenset(),
-    FAILED: frozenset(),
-    CANCELLED: frozenset(),
+    FAILED: frozenset({QUEUED}),
+    CANCELLED: frozenset({QUEUED}),
+    EXPIRED: frozenset({QUEUED}),
 }
 
 STATE_BY_LABEL: dict[str, State] = {state.label: state for state in State}
-FINISHED_STATES = frozenset(state for state, moves in MOVES.items() if not moves)
+FINISHED_STATES = frozenset({COMPLETED, FAILED, CANCELLED, EXPIRED})
+RETRYABLE_STATES = FINISHED_STATES - {COMPLETED}
+
+#: Places in a list of counts by state: as long as so.
+STATES = max(State) + 1
+
+
+class Run(NamedTuple):
+    """One run of a job that ended without completing it: a line of its history."""
+
+    attempt: int  # which lease of the job it was, from 1
+    worker: str
+    started_at: float | None
+    ended_at: float
+    outcome: str  # a word of RUN_OUTCOMES
+    error: dict[str, str] | None  # of a failed one
+
+
+#: How a run can end that does not complete its job.
+RUN_OUTCOMES = ("failed", "snoozed", "lost", "expired", "crash", "nack", "bye", "not presented")
 
 
 class Job:
@@ -70,6 +93,7 @@ class Job:
         "submitted_at", "run_at", "started_at", "finished_at", "worker", "fence", "attempt", "crashes", "requeues",
         "cancel_requested", "result", "result_bytes", "result_raw", "error", "lease", "late_fence",
         "stored_state", "stored_requeues", "stored_lease", "checkpoint", "damage",
+        "extras", "failures", "failed_since", "settled_fence", "expires_at", "runs",
     )
 
     def __init__(self, job_id: int, queue: str, task: str, priority: int, payload: bytes | None, raw: bool,
@@ -106,6 +130,12 @@ class Job:
         self.stored_lease = 0  # fence of the lease on disk, 0: none
         self.checkpoint = False  # the engine wants the lease on disk
         self.damage: str | None = None  # what does not match its checksum on disk: "row", "payload" or "result"
+        self.extras: Extras | None = None  # options that few jobs have; None: all are at their defaults
+        self.failures = 0  # runs that failed, since it was submitted or retried by hand
+        self.failed_since: float | None = None  # when the first of them did
+        self.settled_fence = 0  # fence under which a failure or a snooze was accepted last, 0: none
+        self.expires_at: float | None = None  # not begun by then: expired
+        self.runs: list[Run] | None = None  # runs that ended and are not on disk yet
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.queue}/{self.task} {self.state.label}>"
@@ -142,6 +172,23 @@ def move_all(jobs: list[Job], lane: Lane, to: State) -> None:
         job.state = to
 
 
+class Extras(NamedTuple):
+    """Options that few jobs have, checked; the fields are those of OPTIONS. The store keeps those that differ from the default."""
+
+    attempts: int = 5
+    retry_for: float | None = None
+    backoff: str = "exponential"
+    backoff_base: float = 10.0
+    backoff_cap: float = 3600.0
+    jitter: bool | None = None  # None: unless the backoff is fixed
+    retry_on: tuple[str, ...] = ()
+    retry_never: tuple[str, ...] = ()
+
+
+#: What jobs have that ask for none of them.
+USUAL = Extras()
+
+
 class JobOptions(NamedTuple):
     """What a submit asks of a job, checked: all but its payload. Jobs that ask for the same mostly share one."""
 
@@ -151,6 +198,7 @@ class JobOptions(NamedTuple):
     priority: int
     run_at: float | None = None  # seconds since 1970, None: at once
     delay: float | None = None  # seconds from acceptance, None: not given; never together with run_at
+    extras: Extras | None = None
 
 
 class NewJob(NamedTuple):
@@ -222,6 +270,42 @@ def _check_run_at(value: object) -> float:
     return float(value)
 
 
+def _seconds(low: float, high: float) -> Callable[[object], float]:
+    def check(value: object) -> float:
+        if not is_number(value) or not low <= value <= high:
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:.0f}")
+        return float(value)
+    return check
+
+
+def _check_attempts(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= 1000:
+        raise ValueError("must be an integer from 1 to 1000")
+    return value
+
+
+def _check_backoff(value: object) -> str:
+    if value not in BACKOFFS:
+        raise ValueError("must be one of " + ", ".join(BACKOFFS))
+    return value
+
+
+def _check_flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise ValueError("must be true or false")
+    return value
+
+
+def _check_error_names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or len(value) > 20 or not all(
+            isinstance(name, str) and 1 <= len(name) <= 128 for name in value):
+        raise ValueError("must be a list of at most 20 names of errors, each of 1 to 128 characters")
+    return tuple(value)
+
+
+BACKOFFS = ("none", "fixed", "linear", "exponential")
+_YEAR_S = 366 * 86400
+
 #: The options of a job, in the order of the documentation. `task` alone is required.
 OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("task", "name", check_name, None, "the function that a worker runs; required"),
@@ -231,10 +315,23 @@ OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("priority", "int", _check_priority, 5, "1 … 10, lower runs first"),
     Option("delay", "seconds", _check_delay, None, "not before so many seconds from now; 0 … 31622400"),
     Option("run_at", "time", _check_run_at, None, "not before this time; one that is past means at once"),
+    Option("attempts", "int", _check_attempts, 5, "runs that may fail before the job is failed for good; 1 … 1000"),
+    Option("retry_for", "seconds", _seconds(1, _YEAR_S), None, "instead of `attempts`: retried for so long after the first failure"),
+    Option("backoff", "word", _check_backoff, "exponential", "how the pauses between tries grow: `none`, `fixed`, `linear` or `exponential`"),
+    Option("backoff_base", "seconds", _seconds(0, 86400), 10.0, "the first pause; 0 … 86400"),
+    Option("backoff_cap", "seconds", _seconds(0, _YEAR_S), 3600.0, "the longest pause"),
+    Option("jitter", "bool", _check_flag, None, "a pause is a random part of what it would be; left out: unless the backoff is `fixed`"),
+    Option("retry_on", "list of texts", _check_error_names, (), "names of errors after which alone it is retried; empty: any"),
+    Option("retry_never", "list of texts", _check_error_names, (), "names of errors after which it is never retried"),
 )}
 
+#: Those that most jobs have, and the others, which are kept together (Extras).
+_PLAIN = ("task", "payload", "encoding", "queue", "priority", "delay", "run_at")
+_is_plain = frozenset(_PLAIN).issuperset
+
 # What the check of a job needs of each option, as tuples.
-_CHECKS = tuple((option.name, option.check, option.default) for option in OPTIONS.values())
+_CHECKS = tuple((name, OPTIONS[name].check, OPTIONS[name].default) for name in _PLAIN)
+_EXTRA_CHECKS = tuple((option.name, option.check) for option in OPTIONS.values() if option.name not in _PLAIN)
 
 
 #: Makes a record without the Python function that its class would call: half the time.
@@ -268,9 +365,9 @@ def parse_new_job(item: object, max_payload_bytes: int) -> NewJob:
     except TypeError:  # a list or map among them, which the checks refuse
         options = None
     payload = get("payload")
-    if options is None or type(payload) is not bytes:
+    if options is None or type(payload) is not bytes or not _is_plain(item):
         options, payload = _check_new_job(get)
-        if options.run_at is None and options.delay is None and len(_known_options) < _MAX_KNOWN_OPTIONS:
+        if options.run_at is None and options.delay is None and options.extras is None and len(_known_options) < _MAX_KNOWN_OPTIONS:
             _known_options[key] = options
     if len(payload) > max_payload_bytes:
         raise TooLargeError(f"payload has {len(payload)} bytes, the limit is {max_payload_bytes}", field="payload")
@@ -283,6 +380,11 @@ def _check_new_job(get: Callable[[str], object]) -> tuple[JobOptions, bytes]:
         for name, check, default in _CHECKS:
             value = get(name)
             values.append(default if value is None else check(value))
+        asked = {}
+        for name, check in _EXTRA_CHECKS:
+            value = get(name)
+            if value is not None:
+                asked[name] = check(value)
     except ValueError as exc:
         raise InvalidError(f"{name} {exc}", field=name) from None
     task, payload, encoding, queue, priority, delay, run_at = values
@@ -290,4 +392,7 @@ def _check_new_job(get: Callable[[str], object]) -> tuple[JobOptions, bytes]:
         raise InvalidError("task is required", field="task")
     if delay is not None and run_at is not None:
         raise InvalidError("delay and run_at exclude each other", field="delay")
-    return JobOptions(task, encoding == "raw", queue, priority, run_at, delay), payload
+    if "attempts" in asked and "retry_for" in asked:
+        raise InvalidError("attempts and retry_for exclude each other", field="retry_for")
+    extras = Extras(**asked) if asked else None
+    return JobOptions(task, encoding == "raw", queue, priority, run_at, delay, None if extras == USUAL else extras), payload

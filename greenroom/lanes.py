@@ -13,9 +13,10 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Collection
-from heapq import heapify, heappop, heappush, nsmallest
+from heapq import heapify, heappop, heappush, merge, nsmallest
+from itertools import chain, islice
 
-from greenroom.job import QUEUED, RUNNING, SCHEDULED, Job, State, rank_of
+from greenroom.job import QUEUED, RUNNING, SCHEDULED, STATES, Job, State, rank_of
 
 #: An edge below every rank: after a restart a lane has everything in the store and nothing in memory.
 BELOW_ALL = rank_of(-1001, 0)
@@ -142,7 +143,7 @@ class Lane:
         self.queue = queue
         self.task = task
         self.window = window
-        self.counts: list[int] = [0] * (max(State) + 1)
+        self.counts: list[int] = [0] * STATES
         self.totals = totals
         self.requeues = 0
         self.edge: int | None = None
@@ -344,10 +345,12 @@ class Lane:
         return band.pop()
 
     def unloaded(self) -> list[int]:
-        """Return ids of the first jobs without their payload, SLICE_BYTES of them. Only jobs that came back can lack theirs."""
+        """Return ids of the first jobs without their payload, SLICE_BYTES of them: jobs that came back, or were put off."""
         ids: list[int] = []
         size = 0
-        for _, _, job in nsmallest(SLICE_ROWS, self._returned):
+        came_back = (job for _, _, job in nsmallest(SLICE_ROWS, self._returned))
+        in_bands = islice(chain.from_iterable(self._bands[priority] for priority in self._priorities), SLICE_ROWS)
+        for job in merge(came_back, in_bands, key=lambda job: job.rank):
             if job.payload is None and job.state is QUEUED:
                 size += job.payload_bytes
                 if ids and size > SLICE_BYTES:

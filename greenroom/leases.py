@@ -7,16 +7,19 @@ those about jobs that run. A newcomer reads engine.py first.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import NamedTuple
 
 from greenroom.effects import Effects
 from greenroom.errors import DamagedError, GoneError, GreenroomError, LeaseLostError, NotFoundError
 from greenroom.groups import Groups
-from greenroom.job import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, State, move, move_all
+from greenroom.job import (CANCELLED, COMPLETED, EXPIRED, FAILED, QUEUED, RUNNING, SCHEDULED, STATES, Job, Run, State, move,
+                           move_all)
 from greenroom.lanes import Lane, Window
 from greenroom.number_blocks import Numbers
 from greenroom.records import Lost, SettleItem, StoredLease
+from greenroom.retries import next_try
 from greenroom.scheduled import Scheduled
 from greenroom.sessions import Lease, Session
 from greenroom.tally import Tally
@@ -72,10 +75,13 @@ class LeaseRules:
         requeued_by: reason -> how often, since the start; also the reasons in RETURNS, which count as nothing else.
         tally: what is counted for those who watch.
         draining: no submit and no reserve any more.
+        random: gives the jitter of the next pause, 0 … 1.
     """
 
-    def __init__(self, caps: Caps = Caps(), timing: Timing = Timing(), window: Window | None = None) -> None:
+    def __init__(self, caps: Caps = Caps(), timing: Timing = Timing(), window: Window | None = None,
+                 random: Callable[[], float] = lambda: 1.0) -> None:
         self.caps = caps
+        self.random = random
         self.timing = timing
         self.effects = Effects()
         self.ids = Numbers()
@@ -95,7 +101,7 @@ class LeaseRules:
         self.requeued_by: Counter[str] = Counter()
         self.damaged: dict[int, str] = {}  # id -> what of it does not match its checksum on disk
         self.aside: dict[int, str] = {}  # those that waited: out of every window, and not counted
-        self.totals: list[int] = [0] * (max(State) + 1)
+        self.totals: list[int] = [0] * STATES
         self.requeues = 0
         self._instances: dict[bytes, Session] = {}
         self._idle_lanes: dict[Lane, None] = {}  # lanes that ran out of work; some have new work since
@@ -257,24 +263,80 @@ class LeaseRules:
         session = job.lease.session
         if item.outcome == "ack":
             session.done += 1
-            job.result, job.result_raw = item.result, item.raw
+            job.result, job.result_raw, job.error = item.result, item.raw, None
             self._finish(job, COMPLETED, now)
         elif item.outcome == "fail":
             session.failed += 1
-            job.error = item.error
-            self._finish(job, CANCELLED if job.cancel_requested else FAILED, now)
+            self._fail(job, item, now)
+        elif item.outcome == "snooze":
+            job.settled_fence = job.fence
+            self._note_run(job, "snoozed", None, now)
+            if job.cancel_requested:
+                self._finish(job, CANCELLED, now)
+            else:
+                self._put_off(job, now + item.wish)
         else:
             self._requeue(job, now, item.outcome)
 
+    def _fail(self, job: Job, item: SettleItem, now: float) -> None:
+        """Count a failed run: the job is tried again later, or failed for good."""
+        at = self._note_failure(job, item, now)
+        if job.cancel_requested:
+            self._finish(job, CANCELLED, now)
+        elif at is None:
+            self._finish(job, FAILED, now)
+        else:
+            self._put_off(job, at)
+
+    def _fail_late(self, job: Job, item: SettleItem, now: float) -> None:
+        """Do the same for a job that waits again, since its lease had ended: it keeps its place."""
+        if self._note_failure(job, item, now) is None:
+            job.lane.remove(job)
+            self._finish(job, FAILED, now)
+        else:
+            job.late_fence = 0
+            self.effects.dirty[job.id] = job
+
+    def _note_failure(self, job: Job, item: SettleItem, now: float) -> float | None:
+        """Note a failed run; returns when the next try is due, or None: there is none."""
+        job.failures += 1
+        if job.failed_since is None:
+            job.failed_since = now
+        job.settled_fence = job.fence
+        job.error = item.error
+        self._note_run(job, "failed", item.error, now)
+        return next_try(job.extras, job.failures, job.failed_since, item.error["name"], item.wish, now, self.random())
+
+    def _put_off(self, job: Job, at: float) -> None:
+        """End a lease; the job waits until a time, and has a new place then."""
+        self._end_lease(job)
+        job.run_at = at
+        move(job, SCHEDULED)
+        self._count_waiting(job, +1)
+        self.effects.dirty[job.id] = job
+        self._schedule(job)
+
+    @staticmethod
+    def _note_run(job: Job, outcome: str, error: dict[str, str] | None, now: float) -> None:
+        """Add a line to the job's history. What completes a job needs none: the job's row says it."""
+        if job.runs is None:
+            job.runs = []
+        job.runs.append(Run(job.attempt, job.worker, job.started_at, now, outcome, error))
+
     def _settle_late(self, job: Job, item: SettleItem, now: float) -> str | LeaseLostError:
         """Settle under a lease that ended. Accepted as long as nobody else got the job."""
+        if job.settled_fence == item.fence and item.outcome in ("fail", "snooze"):
+            return "REPEATED"
         if job.state is QUEUED and job.fence == item.fence:
             if item.outcome in ("nack", "unbegun", "crash"):
                 return "REPEATED"
-            if job.late_fence == item.fence:
+            if job.late_fence == item.fence and item.outcome == "ack":
                 job.lane.remove(job)
-                job.result, job.result_raw, job.error = item.result, item.raw, item.error
-                self._finish(job, COMPLETED if item.outcome == "ack" else FAILED, now)
+                job.result, job.result_raw, job.error = item.result, item.raw, None
+                self._finish(job, COMPLETED, now)
+                return "OK"
+            if job.late_fence == item.fence and item.outcome == "fail":
+                self._fail_late(job, item, now)
                 return "OK"
         return LeaseLostError(f"job {job.id} is not held under fence {item.fence}")
 
@@ -334,6 +396,8 @@ class LeaseRules:
         if is_crash:
             job.crashes += 1
             session.lost += 1
+        if reason not in RETURNS:
+            self._note_run(job, reason, None, now)
         if job.cancel_requested:
             self._finish(job, CANCELLED, now)
             return
@@ -539,7 +603,9 @@ def _settle_finished(item: SettleItem, found: Job | Lost) -> str | GreenroomErro
         return NotFoundError(f"no job {item.job}")
     if found.damage is not None:
         return damaged_error(found)
-    repeats = {"ack": (COMPLETED,), "fail": (FAILED, CANCELLED), "nack": (QUEUED, CANCELLED),
+    if found.settled_fence == item.fence and item.outcome in ("fail", "snooze"):
+        return "REPEATED"
+    repeats = {"ack": (COMPLETED,), "fail": (FAILED, CANCELLED), "snooze": (CANCELLED,), "nack": (QUEUED, CANCELLED),
                "unbegun": (QUEUED, CANCELLED), "crash": (QUEUED, CANCELLED, FAILED)}
     if found.fence == item.fence and found.state in repeats[item.outcome]:
         return "REPEATED"

@@ -28,7 +28,7 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 #: A number; one for each value of the labels; a distribution; None: nothing to show.
 Shown = float | int | None | list[tuple[tuple[str, ...], float | int | None]] | Distribution
 
-FINISHED = ("completed", "failed", "cancelled")
+FINISHED = ("completed", "failed", "cancelled", "expired")
 UNFINISHED = ("scheduled", "queued", "running")
 #: Why connections are refused at the door, and why single jobs of a submit are.
 REJECTIONS = (*REJECTION_REASONS, "too_many")

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from greenroom.errors import BusyError, DrainingError, ProtocolError
 from greenroom.protocol import FrameReader, encode_frame, pack_value, unpack_value
-from greenroom.tasks import BadPayloadError, CancelledTaskError, Context, Registry, TaskError, describe_error, run_task
+from greenroom.tasks import BadPayloadError, CancelledTaskError, Context, PermanentError, Registry, TaskError, describe_error, run_task, wish_of
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ RESPAWN_DELAY_S = (0.1, 5.0)  # first and longest pause after a child that ended
 DEATH_CHECK_S = 0.5  # a dead child's pipe stays open while a process that it started holds it
 
 
-class ResultError(TaskError):
+class ResultError(PermanentError):
     """Raised when a task's result is something that the wire can't carry."""
 
 
-class ResultTooLargeError(TaskError):
+class ResultTooLargeError(PermanentError):
     """Raised when a packed result is over the limit."""
 
 
@@ -74,6 +74,7 @@ class Outcome(NamedTuple):
     encoding: str  # of the result, always "msgpack" so far
     error: dict | None  # {"name", "message", "traceback"} unless ack
     seconds: float  # how long the task ran
+    wish: dict | None = None  # of a fail: {"retry": false} or {"retry_at": seconds since 1970}
 
     def settle_item(self) -> list:
         """Return it as the wire's settle has it."""
@@ -81,7 +82,7 @@ class Outcome(NamedTuple):
         if self.kind == "ack":
             return [*lease, "ack", self.result, self.encoding == "raw"]
         if self.kind == "fail":
-            return [*lease, "fail", self.error]
+            return [*lease, "fail", self.error] if self.wish is None else [*lease, "fail", self.error, self.wish]
         return [*lease, "crash"]
 
 
@@ -107,7 +108,7 @@ def execute(registry: Registry, item: RunItem, context: Context, *, max_result: 
     try:
         result = _call(registry, item, context, max_result)
     except BaseException as exc:
-        return _outcome(item, "fail", error=describe_error(exc), seconds=time.monotonic() - started)
+        return _outcome(item, "fail", error=describe_error(exc), seconds=time.monotonic() - started, wish=wish_of(exc))
     return Outcome(item.job_id, item.fence, "ack", result, "msgpack", None, time.monotonic() - started)
 
 
@@ -132,8 +133,8 @@ def _call(registry: Registry, item: RunItem, context: Context, max_result: int) 
 
 
 def _outcome(item: RunItem, kind: str, *, result: bytes | None = None, error: dict | None = None,
-             seconds: float = 0.0) -> Outcome:
-    return Outcome(item.job_id, item.fence, kind, result, "msgpack", error, seconds)
+             seconds: float = 0.0, wish: dict | None = None) -> Outcome:
+    return Outcome(item.job_id, item.fence, kind, result, "msgpack", error, seconds, wish)
 
 
 class Pool:

@@ -17,6 +17,7 @@ class LaneCounts(NamedTuple):
     completed: int
     failed: int
     cancelled: int
+    expired: int
     requeued: int  # how often jobs of the lane came back
     waiting_bytes: int = 0  # payloads of the scheduled and queued ones
 
@@ -72,7 +73,8 @@ class SettleItem(NamedTuple):
 
     job: int
     fence: int
-    outcome: str  # ack, fail, crash, nack, or unbegun: a nack of a job that its worker had not begun
+    outcome: str  # ack, fail, snooze, crash, nack, or unbegun: a nack of a job that its worker had not begun
     result: bytes | None  # ack only
     raw: bool
     error: dict[str, str] | None  # fail only: name, message, traceback
+    wish: float | bool | None = None  # fail: False: try it no more; a time: try it again then. snooze: for so many seconds

@@ -103,6 +103,8 @@ REPLIES: dict[str, dict[str, Check]] = {
               "idle_s": _left_out_or(is_number)},
     "submit": {"jobs": _each(_is_accepted)},
     "cancel": {"outcomes": _each(_is_outcome)},
+    "retry": {"outcomes": _each(_is_outcome)},
+    "runs": {"runs": _each(_is_map)},
     "get": {"jobs": _each(_is_view)},
     "wait": {"jobs": _each(_is_view)},
     "reserve": {"jobs": _each(_is_delivery)},
@@ -118,4 +120,4 @@ REPLIES: dict[str, dict[str, Check]] = {
     "ping": {},
     "bye": {},
 }
-_ONE_EACH = frozenset({"submit", "cancel", "get", "settle", "extend"})
+_ONE_EACH = frozenset({"submit", "cancel", "retry", "get", "settle", "extend"})

@@ -40,7 +40,11 @@ class TaskError(Exception):
     the class name becomes the job's error name."""
 
 
-class BadPayloadError(TaskError):
+class PermanentError(TaskError):
+    """Base of those that come again however often the job is run: it is not tried again."""
+
+
+class BadPayloadError(PermanentError):
     """Raised when a payload does not have the shape that the task asks for."""
 
 
@@ -48,15 +52,15 @@ class UnknownTaskError(TaskError):
     """Raised when a job names a task that is not registered here."""
 
 
-class CancelledTaskError(TaskError):
+class CancelledTaskError(PermanentError):
     """Raised by a task that ends early because its job was cancelled."""
 
 
-class FibonacciTooLargeError(TaskError):
+class FibonacciTooLargeError(PermanentError):
     """Raised when `fibonacci` is asked for an n above 100,000."""
 
 
-class PrimeTooLargeError(TaskError):
+class PrimeTooLargeError(PermanentError):
     """Raised when `is_prime` is asked about a number of more than 2,000 digits."""
 
 
@@ -257,6 +261,11 @@ def describe_error(exc: BaseException) -> dict[str, str]:
         "message": message[:ERROR_MESSAGE_LIMIT],
         "traceback": trace,
     }
+
+
+def wish_of(exc: BaseException) -> dict | None:
+    """Return what an error says of trying its job again, as the wire's settle has it; None: nothing."""
+    return {"retry": False} if isinstance(exc, PermanentError) else None
 
 
 def _safe_text(make: Callable[[], str], otherwise: str) -> str:

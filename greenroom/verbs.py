@@ -176,15 +176,42 @@ def _refused_job(desk: Desk, error: GreenroomError) -> dict[str, object]:
 
 
 def _cancel(desk: Desk, caller: Caller, request: Request) -> None:
+    _each(desk, caller, request, lambda job_id, found: desk.engine.cancel(job_id, desk.now(), found))
+
+
+def _retry(desk: Desk, caller: Caller, request: Request) -> None:
+    _check_store(desk)
+
+    def retry(job_id: int, found: Job | Lost | None) -> str | None:
+        outcome = desk.engine.retry(job_id, desk.now(), found)
+        if outcome is not None:
+            desk.forget(job_id)
+        return outcome
+
+    _each(desk, caller, request, retry)
+
+
+def _each(desk: Desk, caller: Caller, request: Request, act: Callable[[int, Job | Lost | None], str | None]) -> None:
+    """Do something to each of the jobs, loading those that are not in memory, and answer with the outcomes.
+
+    Args:
+        act: gets the id, and the job as the store has it or None; returns the outcome, or None: load it and ask again.
+    """
+    def try_(job_id: int, found: Job | Lost | None) -> object:
+        try:
+            return act(job_id, found)
+        except GreenroomError as exc:
+            return error_fields(exc)
+
     ids = request.fields["jobs"]
     outcomes: dict[int, object] = {}
     for part in _parts(desk, list(dict.fromkeys(ids))):
-        outcomes.update((job_id, _try_cancel(desk, job_id, None)) for job_id in part)
+        outcomes.update((job_id, try_(job_id, None)) for job_id in part)
         desk.after_call()
 
     def took(jobs: dict[int, Job | Lost]) -> None:
         for job_id, job in jobs.items():
-            outcomes[job_id] = _try_cancel(desk, job_id, job)
+            outcomes[job_id] = try_(job_id, job)
         desk.after_call()
 
     def done() -> None:
@@ -211,13 +238,6 @@ def _load(desk: Desk, caller: Caller, request_id: int, missing: list[int], took:
         for job_id in missing:
             refuse(job_id, error_fields(exc))
         done()
-
-
-def _try_cancel(desk: Desk, job_id: int, found: Job | Lost | None) -> object:
-    try:
-        return desk.engine.cancel(job_id, desk.now(), found)
-    except GreenroomError as exc:
-        return error_fields(exc)
 
 
 def _get(desk: Desk, caller: Caller, request: Request) -> None:
@@ -391,7 +411,7 @@ def _jobs(desk: Desk, caller: Caller, request: Request) -> None:
         jobs, next_id = views.running_page(desk.engine, filters, before, limit, desk.breathe_if_due)
     else:
         desk.wait_for_commit(5.0)
-        rows, next_id = desk.read_page(before=before, limit=limit, state=state, **filters)
+        rows, next_id = desk.read(lambda reader: reader.page(before=before, limit=limit, state=state, **filters))
         jobs = [desk.in_memory(job.id) or job for job in rows]
         if state is not None:
             jobs = [job for job in jobs if job.state is STATE_BY_LABEL[state]]
@@ -402,6 +422,13 @@ def _jobs(desk: Desk, caller: Caller, request: Request) -> None:
         next_id = fit[-1]["id"]
     desk.breathe_if_due()
     desk.batches.hold(caller, request.id, {"jobs": fit, "next": next_id})
+
+
+def _runs(desk: Desk, caller: Caller, request: Request) -> None:
+    job_id = request.fields["job"]
+    desk.wait_for_commit(5.0)
+    runs = desk.read(lambda reader: reader.runs(job_id))
+    desk.batches.hold(caller, request.id, {"runs": [run._asdict() for run in runs]})
 
 
 def _queues(desk: Desk, caller: Caller, request: Request) -> None:
@@ -436,7 +463,7 @@ def _ping(desk: Desk, caller: Caller, request: Request) -> None:
 
 #: `hello` and `bye` belong to the connection and are in session.py.
 HANDLERS: dict[str, Callable[[Desk, Caller, Request], None]] = {
-    "submit": _submit, "cancel": _cancel, "get": _get, "wait": _wait, "reserve": _reserve, "settle": _settle,
+    "submit": _submit, "cancel": _cancel, "retry": _retry, "runs": _runs, "get": _get, "wait": _wait, "reserve": _reserve, "settle": _settle,
     "heartbeat": _heartbeat, "extend": _extend, "jobs": _jobs, "queues": _queues, "workers": _workers, "stats": _stats,
     "backup": _backup, "ping": _ping,
 }

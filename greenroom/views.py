@@ -12,11 +12,10 @@ from typing import TypeVar
 
 from greenroom.engine import Engine
 from greenroom.groups import Group
-from greenroom.job import SMALL_BYTES, Job, State
+from greenroom.job import SMALL_BYTES, STATES, USUAL, Job, State
 from greenroom.lanes import Lane
 from greenroom.sessions import Session
 
-STATES = max(State) + 1
 #: Entries in one answer of `queues` and `workers`; `total` tells the rest.
 MAX_ENTRIES = 1000
 MAX_TASKS = 100
@@ -40,10 +39,12 @@ def view(job: Job, *, with_payload: bool = False, with_result: bool = False) -> 
         "id": job.id, "task": job.task, "queue": job.queue, "priority": job.priority, "state": job.state.label,
         "submitted_at": job.submitted_at, "run_at": job.run_at, "started_at": job.started_at,
         "finished_at": job.finished_at, "worker": job.worker, "attempt": job.attempt, "crashes": job.crashes,
-        "requeues": job.requeues, "cancel_requested": job.cancel_requested, "payload_bytes": job.payload_bytes,
+        "requeues": job.requeues, "failures": job.failures, "cancel_requested": job.cancel_requested, "payload_bytes": job.payload_bytes,
         "result_bytes": len(job.result) if job.result is not None else job.result_bytes,
         "encoding": "raw" if job.raw else "msgpack", "error": job.error,
     }
+    if job.extras is not None:
+        shown["options"] = {name: value for name, value in job.extras._asdict().items() if value != getattr(USUAL, name)}
     if job.damage is not None:
         shown["damaged"] = job.damage
     if with_payload:

@@ -13,7 +13,7 @@ from greenroom.batches import Batches
 from greenroom.clock import FakeClock
 from greenroom.engine import Engine
 from greenroom.errors import GreenroomError
-from greenroom.job import FINISHED_STATES, Job, JobOptions, NewJob, State
+from greenroom.job import FINISHED_STATES, Extras, Job, JobOptions, NewJob, State
 from greenroom.lanes import Lane, Window
 from greenroom.leases import CHECKPOINT_AFTER_S, Caps, Timing
 from greenroom.records import Lost, SettleItem, Submission
@@ -27,16 +27,16 @@ NAMELESS = {"name": "Oops", "message": "it broke", "traceback": ""}
 
 
 def new_job(task: str = "t", payload: bytes = b"x", *, queue: str = "q", priority: int = 5, delay: float | None = None,
-            run_at: float | None = None) -> NewJob:
-    """Return a checked job of a submit."""
-    return NewJob(JobOptions(task, False, queue, priority, run_at, delay), payload)
+            run_at: float | None = None, **extras: object) -> NewJob:
+    """Return a checked job of a submit; `extras` are those of job.Extras."""
+    return NewJob(JobOptions(task, False, queue, priority, run_at, delay, Extras(**extras) if extras else None), payload)
 
 
 class CrashStore(MemoryStore):
     """A memory store that forgets what was not committed when it crashes, and that nobody may touch during a COMMIT."""
 
-    _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_next")
-    _WITH_LISTS = ("_queued", "_counts")
+    _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_next", "_runs")
+    _WITH_LISTS = ("_queued", "_counts", "_runs")
 
     def __init__(self, retention: Retention = Retention()) -> None:
         super().__init__(retention)
@@ -245,11 +245,16 @@ class Peer:
         self.core.batches.collect()
         return request_id
 
-    def settle(self, outcome: str, *jobs: int, fence: int | None = None, result: bytes | None = b"r") -> int:
-        """Settle jobs that this peer holds, or one under a given fence."""
+    def settle(self, outcome: str, *jobs: int, fence: int | None = None, result: bytes | None = b"r",
+               wish: float | bool | None = False) -> int:
+        """Settle jobs that this peer holds, or one under a given fence.
+
+        Args:
+            wish: of a fail: as in SettleItem; unless said, it is never tried again. Of a snooze: seconds.
+        """
         error = NAMELESS if outcome == "fail" else None
         items = [SettleItem(job, fence if fence is not None else self.held[job], outcome, result if outcome == "ack" else None,
-                            False, error) for job in jobs]
+                            False, error, wish if outcome in ("fail", "snooze") else None) for job in jobs]
         for job in jobs:
             self.held.pop(job, None)
         request_id = self._send("settle", items)
@@ -287,6 +292,25 @@ class Peer:
         if outcome is None:
             core.batches.load([job_id], lambda jobs: self._cancel(request_id, job_id, jobs[job_id]))
         else:
+            core.batches.hold(self, request_id, {"outcomes": [outcome]})
+
+    def retry(self, job_id: int) -> int:
+        """Retry one job."""
+        request_id = self._send("retry", job_id)
+        self._retry(request_id, job_id, None)
+        return request_id
+
+    def _retry(self, request_id: int, job_id: int, found: Job | Lost | None) -> None:
+        core = self.core
+        try:
+            outcome: object = core.engine.retry(job_id, core.now, found)
+        except GreenroomError as exc:
+            outcome = exc
+        core.batches.collect()
+        if outcome is None:
+            core.batches.load([job_id], lambda jobs: self._retry(request_id, job_id, jobs[job_id]))
+        else:
+            core.retried.add(job_id)
             core.batches.hold(self, request_id, {"outcomes": [outcome]})
 
     def wait(self, *jobs: int, seconds: float = 60.0) -> int:
@@ -333,6 +357,7 @@ class Watched:
 
     Attributes:
         fences: job -> fence of its latest lease, over all restarts. finished_under: job -> fence of the settle that finished it.
+        retried: jobs that somebody let run again.
         reserving: the request id of the reserve that is being handled.
     """
 
@@ -344,6 +369,7 @@ class Watched:
     def __init__(self) -> None:
         self.fences: dict[int, int] = {}
         self.finished_under: dict[int, int] = {}
+        self.retried: set[int] = set()
         self.reserving: int | None = None
 
     def looks_closely(self) -> bool:
@@ -389,20 +415,23 @@ class Watched:
         elif sent.verb == "settle":
             for item, outcome in zip(sent.body, answer["outcomes"]):
                 row = kept(item.job)
-                if outcome == "OK" and item.outcome in ("ack", "fail"):
-                    assert item.job not in self.finished_under, f"job {item.job} was finished twice"
+                ends = item.outcome == "ack" or item.outcome == "fail" and (
+                    item.wish is False or row is None or (row.fence == item.fence and row.state in FINISHED_STATES))
+                if outcome == "OK" and ends:
+                    assert item.job not in self.finished_under or item.job in self.retried, f"job {item.job} was finished twice"
                     self.finished_under[item.job] = item.fence
-                    is_kept = (row is not None and row.state in FINISHED_STATES) or self._was_pruned(item.job)
+                    is_kept = (row is not None and row.state in FINISHED_STATES) or self._was_pruned(item.job) or (
+                        item.job in self.retried)
                     assert is_kept, f"{item} was answered before its row"
                 elif outcome == "OK":
                     is_kept = (row is not None and row.fence >= item.fence) or self._was_pruned(item.job)
                     assert is_kept, f"{item} was answered before its row"
         elif sent.verb in ("wait", "get"):
-            ids = [shown["id"] for shown in answer["jobs"] if shown.get("state") in FINISHED_LABELS]
+            ids = [shown["id"] for shown in answer["jobs"] if shown.get("state") in FINISHED_LABELS and shown["id"] not in self.retried]
             assert all(self._was_pruned(job) or kept(job).state in FINISHED_STATES for job in ids), "a finish left before its row"
         elif sent.verb == "cancel":
             for job_id, outcome in zip(sent.body if isinstance(sent.body, list) else [sent.body], answer["outcomes"]):
-                if outcome in ("cancelled", "requested"):
+                if outcome in ("cancelled", "requested") and job_id not in self.retried:
                     row = kept(job_id)
                     is_kept = self._was_pruned(job_id) or row.state in FINISHED_STATES or row.cancel_requested
                     assert is_kept, f"the cancel of {job_id} left before its row"

@@ -10,7 +10,7 @@ from greenroom.errors import GreenroomError
 #: Error code -> HTTP status. A code that is missing here is a bug of ours and answered 500.
 STATUS_BY_CODE = {
     "INVALID": 400, "BAD_JSON": 400, "BAD_REQUEST": 400, "CROSS_SITE": 403, "NOT_FOUND": 404, "NO_ROUTE": 404, "METHOD": 405,
-    "DEADLINE": 408, "FINISHED": 409, "KEY_CONFLICT": 409, "GONE": 410, "LENGTH_REQUIRED": 411, "TOO_LARGE": 413,
+    "DEADLINE": 408, "FINISHED": 409, "CONFLICT": 409, "KEY_CONFLICT": 409, "GONE": 410, "LENGTH_REQUIRED": 411, "TOO_LARGE": 413,
     "CONTENT_TYPE": 415, "HOST": 421, "BUSY": 429, "FULL": 429, "HEAD_TOO_LARGE": 431, "INTERNAL": 500, "DRAINING": 503,
     "STORE_FULL": 503, "UNKNOWN": 503, "NOT_READY": 503,
 }

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import bottle
 
 from greenroom.errors import GreenroomError, InternalError, from_wire
-from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL
+from greenroom.job import NUMBER_LIMIT, OPTIONS, STATE_BY_LABEL
 from greenroom.protocol import pack_value
 from greenroom.webui import shapes
 from greenroom.webui.answers import JSON_TYPE, Refused, dump_json, error_answer
@@ -24,7 +24,7 @@ from greenroom.webui.live import Live
 log = logging.getLogger(__name__)
 
 MAX_PAGE = 200
-SUBMIT_FIELDS = ("task", "payload", "priority", "queue", "delay", "run_at")
+SUBMIT_FIELDS = tuple(name for name in OPTIONS if name != "encoding")
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 COVERAGE_S = 1.0  # how long the answer to "who can run this task" is kept: a warning may be that old
 
@@ -46,6 +46,8 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/jobs/<number>", api.job)
     route("/api/submit", api.submit, "POST")
     route("/api/jobs/<number>/cancel", api.cancel, "POST")
+    route("/api/jobs/<number>/retry", api.retry, "POST")
+    route("/api/jobs/<number>/runs", api.runs)
     route("/api/security", api.security)
     route("/api/events", lambda: _events(live))
     route("/healthz", lambda: {"status": "ok"})
@@ -161,10 +163,22 @@ class _Api:
     def cancel(self, number: str) -> dict:
         job_id = _integer("id", number, NUMBER_LIMIT - 1)
         _body()
-        outcome = self._call("cancel", {"jobs": [job_id]})["outcomes"][0]
+        return self._do("cancel", job_id)
+
+    def retry(self, number: str) -> dict:
+        job_id = _integer("id", number, NUMBER_LIMIT - 1)
+        _body()
+        return self._do("retry", job_id)
+
+    def _do(self, verb: str, job_id: int) -> dict:
+        outcome = self._call(verb, {"jobs": [job_id]})["outcomes"][0]
         if isinstance(outcome, dict):
             raise from_wire(outcome.get("error", outcome))
         return {"id": job_id, "outcome": outcome}
+
+    def runs(self, number: str) -> dict:
+        _no_query()
+        return {"runs": self._call("runs", {"job": _integer("id", number, NUMBER_LIMIT - 1)})["runs"]}
 
 
 def _name_set(worker: dict, kind: str) -> frozenset | None:

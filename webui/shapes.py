@@ -11,6 +11,7 @@ import json
 import math
 import re
 
+from greenroom.job import STATE_BY_LABEL
 from greenroom.protocol import unpack_value
 from greenroom.webui.answers import Refused
 
@@ -30,7 +31,7 @@ _JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 def stats(reply: dict) -> dict:
     """Flatten the reply of the verb `stats` for the cards of the page."""
     states = reply["states"]
-    counts = {state: states.get(state, 0) for state in ("queued", "scheduled", "running", "completed", "failed", "cancelled")}
+    counts = {state: states.get(state, 0) for state in STATE_BY_LABEL}
     shown = {name: value for name, value in reply.items() if name != "id"}
     return {"queue_size": counts["queued"] + counts["scheduled"], **counts, **shown}
 

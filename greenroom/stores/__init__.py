@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from greenroom.errors import ConfigError
-from greenroom.job import Job
+from greenroom.job import Job, Run
 from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, Submission
 
 
@@ -54,7 +54,7 @@ class Store(Protocol):
 
         For each job: insert it if `stored_state` is 0, else update it; a finished job gets its result or error; a running
         one is recorded as queued, and with a lease row if `checkpoint` is set; a lease row of a job that is no longer running
-        is removed. Then sets stored_state, stored_requeues and stored_lease. Counters move in the same transaction.
+        is removed. `runs` that ended join its history. Then sets stored_state, stored_requeues and stored_lease, and clears runs. Counters move in the same transaction.
         The list holds a job at most once. Quick: about 3 µs a row; the statements may be left to `write` or `commit`.
         """
 
@@ -128,6 +128,9 @@ class Reader(Protocol):
         payload_bytes; result likewise) and the id to pass as `before` for the next page, or None at the end. A page may hold
         fewer than `limit` jobs, even none, and still have a next one: filters that match rarely are scanned in steps.
         """
+
+    def runs(self, job_id: int) -> list[Run]:
+        """Return the latest 100 runs of a job that did not complete it, as committed, oldest first."""
 
     def counts(self) -> list[LaneCounts]:
         """Return the counters of all lanes, as committed."""

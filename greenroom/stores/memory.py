@@ -9,7 +9,7 @@ import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
-from greenroom.job import NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, Job, State
+from greenroom.job import NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, STATES, Job, Run, State
 from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 
@@ -28,8 +28,9 @@ class MemoryStore:
         self._queued: dict[tuple[str, str], list[tuple[int, int]]] = {}  # lane -> (rank, id), sorted
         self._scheduled: list[tuple[float, int]] = []  # (run_at, id), sorted
         self._finished: list[tuple[float, int]] = []  # (finished_at, id), sorted
-        self._counts: dict[tuple[str, str], list[int]] = {}  # lane -> by state (3: requeues), waiting_bytes
+        self._counts: dict[tuple[str, str], list[int]] = {}  # lane -> by state (3: requeues), last waiting_bytes
         self._submissions: dict[bytes, Submission] = {}  # oldest first
+        self._runs: dict[int, list[Run]] = {}  # job -> those that did not complete it, oldest first
         self._next = {"job": 1, "fence": 1}
         self._touched: set[int] = set()  # jobs that differ from what readers see
         # What readers see; they may be on other threads.
@@ -57,6 +58,12 @@ class MemoryStore:
     def apply(self, jobs: list[Job], submissions: list[Submission]) -> None:
         """Take these jobs and submissions in; readers see them after commit."""
         for job in jobs:
+            if job.runs:
+                with self._lock:
+                    known = {run.attempt: run for run in self._runs.get(job.id, ())}
+                    known.update((run.attempt, run) for run in job.runs)
+                    self._runs[job.id] = list(known.values())
+                job.runs = None
             self._count(job)
             self._record_lease(job)
             row = _copy(job)
@@ -129,7 +136,7 @@ class MemoryStore:
             self._leases.pop(row.id, None)
             counts = self._counts[row.queue, row.task]
             counts[record.state] -= 1
-            counts[7] -= record.payload_bytes
+            counts[STATES] -= record.payload_bytes
             row.damage = record.what
 
     def prune(self, now: float, limit: int) -> int:
@@ -142,6 +149,7 @@ class MemoryStore:
                 break
             gone.append(job_id)
             self._jobs.pop(job_id)
+            self._runs.pop(job_id, None)
             self._touched.add(job_id)
         del self._finished[:len(gone)]
         old = []
@@ -163,13 +171,13 @@ class MemoryStore:
 
     def _count(self, job: Job) -> None:
         """Move the lane's counters from what was recorded to what will be, and note it in the job."""
-        counts = self._counts.setdefault((job.queue, job.task), [0] * 8)
+        counts = self._counts.setdefault((job.queue, job.task), [0] * (STATES + 1))
         recorded = _recorded(job.state)
         counts[job.stored_state] -= 1
         counts[recorded] += 1
         counts[3] += job.requeues - job.stored_requeues
         was_waiting, is_waiting = 0 < job.stored_state < _FIRST_FINISHED, recorded < _FIRST_FINISHED
-        counts[7] += job.payload_bytes * (is_waiting - was_waiting)
+        counts[STATES] += job.payload_bytes * (is_waiting - was_waiting)
         job.stored_state = int(recorded)
         job.stored_requeues = job.requeues
         job.result_bytes = 0 if job.result is None else len(job.result)
@@ -200,7 +208,7 @@ class MemoryStore:
             _remove(self._finished, (row.finished_at, row.id))
 
     def _lane_counts(self) -> list[LaneCounts]:
-        return [LaneCounts(*lane, *counts[1:3], *counts[4:7], counts[3], counts[7]) for lane, counts in self._counts.items()]
+        return [LaneCounts(*lane, *counts[1:3], *counts[4:STATES], counts[3], counts[STATES]) for lane, counts in self._counts.items()]
 
 
 class MemoryReader:
@@ -238,6 +246,11 @@ class MemoryReader:
                     return found, found[-1].id
                 found.append(_copy(job, small=True))
             return found, ids[stop] if stop else None
+
+    def runs(self, job_id: int) -> list[Run]:
+        """Return the runs of a job that did not complete it, oldest first."""
+        with self._store._lock:
+            return self._store._runs.get(job_id, [])[-100:]
 
     def counts(self) -> list[LaneCounts]:
         """Return the counters of all lanes, as committed."""

@@ -71,7 +71,7 @@ _CANCELLED = f"""SELECT {JOB_COLUMNS} FROM {JOBS_AND_LANES} WHERE jobs.cancel_re
 
 _LOOK = """SELECT count(*), max(id), min(CASE WHEN finished_at > :cutoff THEN finished_at END), total(finished_at <= :cutoff)
     FROM (SELECT id, finished_at FROM jobs WHERE id > :cursor ORDER BY id LIMIT :rows)"""
-_DUE = """SELECT id, finished_at, payload_bytes, result_bytes FROM jobs NOT INDEXED
+_DUE = """SELECT id, finished_at, payload_bytes, result_bytes, attempt > 1 OR state != 4 OR crashes OR requeues FROM jobs NOT INDEXED
     WHERE id > ? AND id <= ? AND finished_at <= ? AND id NOT IN (SELECT job FROM damaged) ORDER BY id LIMIT ?"""
 
 _SET_ASIDE = """UPDATE lanes SET scheduled = max(0, scheduled - ?), queued = max(0, queued - ?),
@@ -301,7 +301,7 @@ class SqliteStore:
         self._restore_lanes()
         lanes = lane_counts(self._query)
         self._restore_numbers()
-        self._rows.finished = sum(lane.completed + lane.failed + lane.cancelled for lane in lanes) - self._pruned
+        self._rows.finished = sum(lane.completed + lane.failed + lane.cancelled + lane.expired for lane in lanes) - self._pruned
         self._sweep, self._sweep_at, self._oldest = None, 0.0, 0.0
         damaged = dict(self._query("SELECT job, what FROM damaged", ()))
         cancelled = [job for job in map(job_from_row, self._query(_CANCELLED, ())) if not job.damage and job.id not in damaged]
@@ -414,15 +414,17 @@ class SqliteStore:
     def _delete_due(self, sweep: _Sweep, last: int, limit: int) -> bool:
         """Delete up to `limit` due jobs from the sweep's place to id `last`; True: stopped before, the cursor says where."""
         found = self._query(_DUE, (sweep.cursor, last, sweep.cutoff, limit))
-        gone, large_payloads, large_results = [], [], []
+        gone, large_payloads, large_results, with_runs = [], [], [], []
         large_bytes = 0
-        for job_id, finished_at, payload_bytes, result_bytes in found:
+        for job_id, finished_at, payload_bytes, result_bytes, may_have_runs in found:
             sweep.cursor = job_id
             if finished_at > sweep.age_cutoff and sweep.excess <= 0:
                 sweep.oldest = min(sweep.oldest, finished_at)
                 continue
             sweep.excess -= 1
             gone.append((job_id,))
+            if may_have_runs:
+                with_runs.append((job_id,))
             if payload_bytes > SMALL_BYTES:
                 large_payloads.append((job_id,))
                 large_bytes += payload_bytes
@@ -436,6 +438,7 @@ class SqliteStore:
             self._db.executemany("DELETE FROM jobs WHERE id = ?", gone)
             self._db.executemany("DELETE FROM payloads WHERE job = ?", large_payloads)
             self._db.executemany("DELETE FROM results WHERE job = ?", large_results)
+            self._db.executemany("DELETE FROM runs WHERE job = ?", with_runs)
             self._pruned += len(gone)
             self._set_number("pruned", self._pruned)
             self._rows.finished -= len(gone)

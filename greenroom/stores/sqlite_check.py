@@ -34,7 +34,7 @@ ROWS_PER_QUERY = 500
 _WHOLE = JOB_COLUMNS.replace("jobs.payload,", f"{WHOLE_PAYLOAD},").replace("jobs.result,", f"{WHOLE_RESULT},")
 _ROWS = f"SELECT {_WHOLE} FROM {JOBS_AND_LANES} WHERE jobs.id > ? ORDER BY jobs.id LIMIT {ROWS_PER_QUERY}"
 
-_LANES = """SELECT lanes.id, queue, task, scheduled, queued, waiting_bytes, completed + failed + cancelled,
+_LANES = """SELECT lanes.id, queue, task, scheduled, queued, waiting_bytes, completed + failed + cancelled + expired,
     ifnull(found.s, 0), ifnull(found.q, 0), ifnull(found.b, 0), ifnull(found.f, 0)
     FROM lanes LEFT JOIN (SELECT lane, sum(state = 1) s, sum(state = 2) q, sum(state > 3) f,
         sum(CASE WHEN state < 4 THEN payload_bytes ELSE 0 END) b
@@ -103,7 +103,8 @@ def numbers(query: Query) -> Iterator[str]:
 
 def sums(query: Query) -> Iterator[str]:
     """Check every row against its checksum."""
-    for name, columns in (("lanes", "id, queue, task"), ("leases", "job, fence, instance, CAST(worker AS BLOB), granted_at")):
+    for name, columns in (("lanes", "id, queue, task"), ("leases", "job, fence, instance, CAST(worker AS BLOB), granted_at"),
+                          ("runs", "job, attempt, worker, started_at, ended_at, outcome, error")):
         for *values, expected in query(f"SELECT {columns}, sum FROM {name}", ()):
             if expected not in (None, record_sum(*values)):
                 yield f"{name}: the row of {values[0]} does not match its checksum"

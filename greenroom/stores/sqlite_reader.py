@@ -9,8 +9,9 @@ import json
 from collections.abc import Callable, Iterator
 
 from greenroom.errors import StoreError
-from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL, Job, State
+from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL, Job, Run, State
 from greenroom.records import LaneCounts, Lost
+from greenroom.stores.extras import take_extras
 from greenroom.stores.sums import StructError, data_sum, record_sum, row_sum
 
 #: Runs one SQL statement with its bindings (by place or by name) and returns all rows.
@@ -21,7 +22,7 @@ JOB_COLUMNS = """
     jobs.id, lanes.queue, lanes.task, jobs.priority, jobs.payload, jobs.raw, jobs.submitted_at, jobs.state, jobs.place,
     jobs.rank, jobs.payload_bytes, jobs.run_at, jobs.started_at, jobs.finished_at, CAST(jobs.worker AS BLOB), jobs.fence,
     jobs.attempt, jobs.crashes, jobs.requeues, jobs.cancel_requested, jobs.result, jobs.result_bytes, jobs.result_raw,
-    CAST(jobs.error AS BLOB), jobs.row_sum, jobs.payload_sum, jobs.result_sum
+    CAST(jobs.error AS BLOB), CAST(jobs.extras AS BLOB), jobs.row_sum, jobs.payload_sum, jobs.result_sum
 """
 
 # The jobs lead, each looks up its lane; one whose lane is damaged is not lost that way.
@@ -39,9 +40,13 @@ PAGE_SCAN_ROWS = 20_000
 #: Ids bound by one statement's list; longer lists are asked for in pieces.
 IDS_PER_QUERY = 500
 
+#: The latest runs of a job that are shown.
+MOST_RUNS = 100
+_RUNS = "SELECT job, attempt, worker, started_at, ended_at, outcome, error, sum FROM runs WHERE job = ? ORDER BY attempt DESC LIMIT ?"
+
 _STATES = {int(state): state for state in State}
 
-_COUNTS = """SELECT queue, task, scheduled, queued, completed, failed, cancelled, requeued, waiting_bytes
+_COUNTS = """SELECT queue, task, scheduled, queued, completed, failed, cancelled, expired, requeued, waiting_bytes
     FROM lanes ORDER BY id"""
 
 _PAGE = f"""
@@ -69,7 +74,7 @@ def job_from_row(row: tuple) -> Job:
 
 def _job_from_row(row: tuple) -> Job:
     (job_id, queue, task, priority, payload, raw, submitted_at, state, place, rank, payload_bytes, run_at, started_at,
-     finished_at, worker, fence, attempt, crashes, requeues, cancel_requested, result, result_bytes, result_raw, error,
+     finished_at, worker, fence, attempt, crashes, requeues, cancel_requested, result, result_bytes, result_raw, error, extras,
      expected_row, expected_payload, expected_result) = row
     job = Job(job_id, queue, task, priority, payload, raw == 1, submitted_at)
     job.place = place
@@ -91,7 +96,9 @@ def _job_from_row(row: tuple) -> Job:
     job.stored_state = state
     job.stored_requeues = requeues
     error = None if error is None else error.decode()
-    if expected_row is not None and expected_row != row_sum(job, state, error):
+    extras = None if extras is None else extras.decode()
+    take_extras(job, extras)
+    if expected_row is not None and expected_row != row_sum(job, state, error, extras):
         job.damage = "row"
         return job
     job.error = None if error is None else json.loads(error)
@@ -195,6 +202,14 @@ class SqliteReader:
         if len(rows) > limit:
             return jobs, jobs[-1].id
         return jobs, floor[0][0] if floor else None
+
+    def runs(self, job_id: int) -> list[Run]:
+        """Return the runs of a job that did not complete it, oldest first; one that does not match its checksum is left out."""
+        found = []
+        for *values, error, expected in self._query(_RUNS, (job_id, MOST_RUNS)):
+            if expected == record_sum(*values, error):
+                found.append(Run(*values[1:], None if error is None else json.loads(error)))
+        return found[::-1]
 
     def counts(self) -> list[LaneCounts]:
         """Return the counters of all lanes, as committed."""

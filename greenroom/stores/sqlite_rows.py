@@ -12,8 +12,9 @@ import json
 from collections.abc import Callable, Iterable
 from itertools import chain
 
-from greenroom.job import COMPLETED, QUEUED, RUNNING, SMALL_BYTES, Job
+from greenroom.job import COMPLETED, QUEUED, RUNNING, SMALL_BYTES, STATES, Job
 from greenroom.records import Submission
+from greenroom.stores.extras import pack_extras
 from greenroom.stores.sums import data_sum, lane_seed, record_sum, row_sum, row_sum_of_new
 
 #: Runs one SQL statement with its bindings.
@@ -24,24 +25,24 @@ MOST_ROWS = 256
 #: Bytes of payloads, results or errors of one statement, unless it has a single row: they are copied with the interpreter's lock held.
 STATEMENT_BYTES = 2**20
 
-_RECORDED = tuple(int(QUEUED) if state == RUNNING else state for state in range(7))  # state -> on disk
+_RECORDED = tuple(int(QUEUED) if state == RUNNING else state for state in range(STATES))  # state -> on disk
 _FIRST_FINISHED = int(COMPLETED)
-_REQUEUED, _WAITING_BYTES = 3, 7  # places in a lane's changes: state 3 is never recorded, 7 is no state
+_REQUEUED, _WAITING_BYTES = 3, STATES  # places in a lane's changes: state 3 is never recorded, the other is no state
 
 _INSERT = ("""INSERT INTO jobs (id, lane, state, finished_at, worker, rank, priority, place, raw, submitted_at, run_at,
-    started_at, fence, attempt, payload_bytes, payload, row_sum, payload_sum) VALUES """, 18, "")
+    started_at, fence, attempt, payload_bytes, payload, extras, row_sum, payload_sum) VALUES """, 19, "")
 
 # All that may change, for every kind of change. A shorter one for finishes saves 0.2 µs of 3.3, and loses the place of a
 # job that fell due and finished in one batch; the indexes are visited in either case, as the state is in their conditions.
-_UPDATE = ("WITH new (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t) AS (VALUES ", 20, """)
+_UPDATE = ("WITH new (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u) AS (VALUES ", 21, """)
     UPDATE jobs SET state = a, finished_at = b, worker = c, rank = d, priority = e, place = f, cancel_requested = g,
     run_at = h, started_at = i, fence = j, attempt = k, crashes = l, requeues = m, result_bytes = n, result_raw = o,
-    result = p, error = q, row_sum = r, result_sum = s FROM new WHERE id = t""")
+    result = p, error = q, extras = r, row_sum = s, result_sum = t FROM new WHERE id = u""")
 
 _ERROR = 16  # its place in a row of _UPDATE
 
 _COUNT = """UPDATE lanes SET scheduled = scheduled + ?, queued = queued + ?, requeued = requeued + ?,
-    completed = completed + ?, failed = failed + ?, cancelled = cancelled + ?, waiting_bytes = waiting_bytes + ?
+    completed = completed + ?, failed = failed + ?, cancelled = cancelled + ?, expired = expired + ?, waiting_bytes = waiting_bytes + ?
     WHERE id = ?"""
 
 
@@ -70,8 +71,9 @@ class Rows:
         self._results: list[object] = []
         self._held: dict[int, tuple] = {}  # job -> row of its lease
         self._gone: dict[int, None] = {}  # jobs whose lease ended
+        self._runs: list[object] = []
         self._submissions: list[object] = []
-        self._changes: dict[int, list[int]] = {}  # lane -> by state, how many more; at 7 waiting_bytes, at 3 requeues
+        self._changes: dict[int, list[int]] = {}  # lane -> by state, how many more; at 3 requeues, last waiting_bytes
 
     def __bool__(self) -> bool:
         return bool(self.count or self._submissions or self._changes)
@@ -90,7 +92,7 @@ class Rows:
                 self._update(job, recorded)
             else:
                 self._insert(job, recorded, lane, seed)
-                if recorded >= _FIRST_FINISHED or job.crashes or job.requeues or job.cancel_requested:
+                if recorded >= _FIRST_FINISHED or job.crashes or job.requeues or job.cancel_requested or job.settled_fence:
                     self._update(job, recorded)  # else all that a new job has is in its INSERT
             changes[stored] -= 1
             changes[recorded] += 1
@@ -104,9 +106,14 @@ class Rows:
                     self.finished += 1
             elif not stored:
                 changes[_WAITING_BYTES] += job.payload_bytes
+            elif stored >= _FIRST_FINISHED:  # retried
+                changes[_WAITING_BYTES] += job.payload_bytes
+                self.finished -= 1
             job.stored_state = recorded
             if job.checkpoint or job.stored_lease:
                 self._note_lease(job)
+            if job.runs:
+                self._note_runs(job)
             self.count += 1
 
     def _lane(self, queue: str, task: str) -> tuple[int, list[int], int]:
@@ -117,7 +124,7 @@ class Rows:
             self._new_lanes += (lane, queue, task, record_sum(lane, queue, task))
         changes = self._changes.get(lane)
         if changes is None:
-            changes = self._changes[lane] = [0] * 8
+            changes = self._changes[lane] = [0] * (STATES + 1)
         return lane, changes, lane_seed(queue, task)
 
     def _insert(self, job: Job, recorded: int, lane: int, seed: int) -> None:
@@ -126,11 +133,12 @@ class Rows:
         if job.payload_bytes > SMALL_BYTES:
             self._payloads += (job.id, payload)
             payload = None
-        is_new = not job.fence and recorded == QUEUED and job.run_at is None and not job.cancel_requested
+        extras = pack_extras(job) if job.extras is not None or job.settled_fence else None
+        is_new = not job.fence and extras is None and recorded == QUEUED and job.run_at is None and not job.cancel_requested
         self._inserts += (
             job.id, lane, recorded, job.finished_at, job.worker, job.rank, job.priority, job.place, job.raw, job.submitted_at,
-            job.run_at, job.started_at, job.fence, job.attempt, job.payload_bytes, payload,
-            row_sum_of_new(job, seed) if is_new else row_sum(job, recorded, None), payload_sum)
+            job.run_at, job.started_at, job.fence, job.attempt, job.payload_bytes, payload, extras,
+            row_sum_of_new(job, seed) if is_new else row_sum(job, recorded, None, extras), payload_sum)
 
     def _update(self, job: Job, recorded: int) -> None:
         result = job.result
@@ -143,10 +151,11 @@ class Rows:
                 self._results += (job.id, result)
                 result = None
         error = None if job.error is None else json.dumps(job.error)
+        extras = pack_extras(job) if job.extras is not None or job.settled_fence else None
         self._updates[job.id] = (
             recorded, job.finished_at, job.worker, job.rank, job.priority, job.place, job.cancel_requested, job.run_at,
             job.started_at, job.fence, job.attempt, job.crashes, job.requeues, job.result_bytes, job.result_raw, result, error,
-            row_sum(job, recorded, error), result_sum, job.id)
+            extras, row_sum(job, recorded, error, extras), result_sum, job.id)
 
     def _note_lease(self, job: Job) -> None:
         lease = job.lease if job.state == RUNNING else None
@@ -159,6 +168,12 @@ class Rows:
             self._held.pop(job.id, None)
             self._gone[job.id] = None
             job.stored_lease = 0
+
+    def _note_runs(self, job: Job) -> None:
+        for run in job.runs:
+            row = (job.id, *run[:-1], None if run.error is None else json.dumps(run.error))
+            self._runs += (*row, record_sum(*row))
+        job.runs = None
 
     def add_submissions(self, submissions: Iterable[Submission]) -> None:
         """Take the outcomes of submits."""
@@ -177,6 +192,8 @@ class Rows:
         _write(execute, "INSERT OR REPLACE INTO leases (job, fence, instance, worker, granted_at, sum) VALUES ", 6, "",
                list(chain.from_iterable(self._held.values())))
         _write(execute, "DELETE FROM leases WHERE job IN (VALUES ", 1, ")", list(self._gone))
+        _write(execute, "INSERT OR REPLACE INTO runs (job, attempt, worker, started_at, ended_at, outcome, error, sum) VALUES ", 8, "",
+               self._runs, heavy=6)
         _write(execute, "INSERT OR REPLACE INTO submissions (id, body_hash, outcome, created_at, sum) VALUES ", 5, "",
                self._submissions)
         for lane, changes in self._changes.items():

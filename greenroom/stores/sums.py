@@ -23,15 +23,15 @@ def lane_seed(queue: str, task: str) -> int:
     return crc32(f"{queue}\0{task}".encode())
 
 
-def row_sum(job: Job, recorded: int, error: str | None) -> int:
+def row_sum(job: Job, recorded: int, error: str | None, extras: str | None) -> int:
     """Return the sum over all of a job's row but payload and result.
 
     Args:
         recorded: the state as on disk.
-        error: the error as on disk.
+        error, extras: as on disk.
     """
     run_at, started_at, finished_at = job.run_at, job.started_at, job.finished_at
-    if (recorded == _QUEUED and error is None and run_at is None and started_at is None and finished_at is None
+    if (recorded == _QUEUED and error is None and extras is None and run_at is None and started_at is None and finished_at is None
             and job.worker is None and job.rank == job.priority * NUMBER_LIMIT + job.place
             and not (job.attempt or job.fence or job.crashes or job.requeues or job.cancel_requested or job.result_bytes
                      or job.result_raw)):
@@ -44,7 +44,9 @@ def row_sum(job: Job, recorded: int, error: str | None) -> int:
         -1.0 if finished_at is None else finished_at), lane_seed(job.queue, job.task))
     if job.worker is not None:
         total = crc32(job.worker.encode(), total)
-    return total if error is None else crc32(error.encode(), total)
+    if error is not None:
+        total = crc32(error.encode(), total)
+    return total if extras is None else crc32(b"\0" + extras.encode(), total)
 
 
 def row_sum_of_new(job: Job, seed: int) -> int:

@@ -277,7 +277,7 @@ class Admin(Actor):
         self.later(self.rng.expovariate(1 / (4 * self.run.pace_s)), self._step)
         if not self.is_greeted:
             return
-        verb = self.rng.choice(["stats", "queues", "workers", "jobs", "jobs", "jobs", "cancel", "ping"])
+        verb = self.rng.choice(["stats", "queues", "workers", "jobs", "jobs", "jobs", "cancel", "retry", "runs", "ping"])
         known = list(self.history.told)
         if verb == "jobs":
             state = self.rng.choice([None, "running", "running", "queued", "completed"])
@@ -285,6 +285,10 @@ class Admin(Actor):
         elif verb == "cancel":
             if known and self.rng.random() < self.run.cancels:
                 self._cancel(self.rng.choice(known[-6:]))
+        elif verb in ("retry", "runs"):
+            if known:
+                jobs = self.rng.sample(known, min(len(known), 3))
+                self.ask(verb, _ignore, **({"jobs": jobs} if verb == "retry" else {"job": jobs[0]}))
         else:
             self.ask(verb, _ignore)
         if self.world.chance(self.run.stops):

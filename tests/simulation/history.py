@@ -34,6 +34,7 @@ class Spec(NamedTuple):
     priority: int
     run_at: float | None  # the producer's words, in the clock that the broker had then
     delay: float | None
+    attempts: int = 5
 
 
 class Ended(NamedTuple):
@@ -115,6 +116,13 @@ class History:
             raise Violation(f"I11: {job} is at attempt {job.attempt} after {known} (before the restart {highest})")
         self._attempts[job.id] = job.attempt
         self._granted_at[job.id, job.fence] = now
+
+    def retried(self, job_id: int) -> None:
+        """Somebody lets a job that had ended run again; answers that tell of its end may still be on their way."""
+        self.world.counts["retried"] += 1
+        self.ended.pop(job_id, None)
+        self.cancelled.discard(job_id)
+        self._fell_due.add(job_id)
 
     def requeued(self, job: Job, lease: Lease, now: float, reason: str) -> None:
         """A lease is about to end: not before its time (I9)."""
@@ -316,7 +324,7 @@ class History:
 
     def _answered_cancel(self, message: dict, answer: dict) -> None:
         for job_id, told in zip(message["jobs"], answer["outcomes"]):
-            if told in ("cancelled", "requested"):
+            if told in ("cancelled", "requested") and job_id not in self.house.retried:
                 self.cancelled.add(job_id)
                 self.world.counts["cancel of a running job"] += told == "requested"
 
@@ -332,6 +340,8 @@ class History:
         if shown["result_bytes"] and shown["result"] is None:
             return
         now = Ended(shown["state"], shown["result"], shown["finished_at"])
+        if shown["id"] in self.house.retried:
+            return
         before = self.ended.setdefault(shown["id"], now)
         if before != now:
             raise Violation(f"I6: job {shown['id']} was {before} and is {now}")
@@ -354,5 +364,8 @@ class History:
             if row.state not in FINISHED_STATES:
                 raise Violation(f"L1: {row} is not finished")
             self._is_as_asked(row.payload, row.task, row.queue, row.priority)
+            spec = self.attempted[row.payload]
+            if row.failures > spec.attempts:
+                raise Violation(f"I11: {row} failed {row.failures} times of {spec.attempts}")
             if row.crashes > row.attempt:
                 raise Violation(f"I11: {row} crashed {row.crashes} times in {row.attempt} attempts")

@@ -19,11 +19,13 @@ from greenroom.conversation import SWEEP_S, Conversation, Conversations
 from greenroom.desk import Desk, Step
 from greenroom.engine import Engine
 from greenroom.errors import DrainingError, GreenroomError, InternalError, StoreError, UnknownOutcomeError
-from greenroom.job import Job, State
+from greenroom.job import RETRYABLE_STATES, Job, State
 from greenroom.lanes import Lane, Window
 from greenroom.leases import Caps, Timing
 from greenroom.protocol import parse_settle
+from greenroom.records import Lost
 from greenroom.sessions import Session
+from greenroom.stores import Reader
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
@@ -70,6 +72,16 @@ class SimEngine(CheckedEngine):
         super()._requeue(job, now, reason)
         self.house.history.was_requeued(job, crashes, place, reason)
 
+    def _put_off(self, job: Job, at: float) -> None:
+        self.house.world.counts["put off"] += 1
+        super()._put_off(job, at)
+
+    def retry(self, job_id: int, now: float, loaded: Job | Lost | None = None) -> str | None:
+        if isinstance(loaded, Job) and loaded.state in RETRYABLE_STATES and not self.draining:
+            self.house.history.retried(job_id)
+            self.house.retried.add(job_id)
+        return super().retry(job_id, now, loaded)
+
     def _finish(self, job: Job, *args: object) -> None:
         super()._finish(job, *args)
         self.house.history.finished(job)
@@ -87,11 +99,11 @@ class SimDesk(Desk):
         """See Desk."""
         self._house.replan()
 
-    def read_page(self, **query: object) -> tuple[list[Job], int | None]:
+    def read(self, ask: Callable[[Reader], object]) -> object:
         """See Desk. What is committed, now."""
         reader = self.store.reader()
         try:
-            return reader.page(**query)
+            return ask(reader)
         finally:
             reader.close()
 

@@ -220,7 +220,10 @@ class Run:
                     delay = item["delay"] = rng.uniform(0.0, 8.0)
                 else:
                     run_at = item["run_at"] = self.house.now + rng.uniform(-2.0, 8.0)
-            self.history.attempted[payload] = Spec(item["task"], item["queue"], item["priority"], run_at, delay)
+            attempts = rng.choice([1, 2, 5, 5])
+            if attempts < 5:
+                item.update(attempts=attempts, backoff="fixed", backoff_base=rng.choice([0.0, 0.5, 2.0]))
+            self.history.attempted[payload] = Spec(item["task"], item["queue"], item["priority"], run_at, delay, attempts)
             items.append(item)
         return items
 

@@ -154,7 +154,8 @@ class Worker(Actor):
         if self.rng.random() >= self.habits.odd:
             return ["ack", b"result of %d under %d" % (job, fence), True]
         failed = {"name": "Oops", "message": "it broke", "traceback": ""}
-        return self.rng.choice([["fail", failed], ["nack"], ["nack", False], ["crash"]])
+        return self.rng.choice([["fail", failed], ["fail", failed, {"retry": False}], ["snooze", self.rng.choice([0, 0.5, 3.0])],
+                                ["nack"], ["nack", False], ["crash"]])
 
     def _end(self, ended: list[tuple[int, list[object]]]) -> None:
         for job, outcome in ended:

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from greenroom.job import Job, State, rank_of
+from greenroom.job import Extras, Job, Run, State, rank_of
 from greenroom.records import Damaged, Lost, Submission
 from greenroom.stores import Retention, Store, open_store
 
 NOW = 1_000_000.0
 HOUR = 3600.0
-FINISHED = (State.COMPLETED, State.FAILED, State.CANCELLED)
+FINISHED = (State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED)
 
 
 class House:
@@ -240,7 +240,7 @@ def test_a_job_submitted_and_finished_in_one_batch_is_whole(house: House) -> Non
 
     assert (found.state, found.attempt, found.crashes, found.requeues, found.fence) == (State.FAILED, 3, 2, 2, 3)
     assert (found.result, found.result_bytes, found.error) == (b"", 0, job.error)
-    assert [count[2:] for count in house.store.reader().counts()] == [(0, 0, 0, 1, 0, 2, 0)]
+    assert [count[2:] for count in house.store.reader().counts()] == [(0, 0, 0, 1, 0, 0, 2, 0)]
 
 
 @pytest.mark.parametrize("size", [10, 600])
@@ -480,7 +480,7 @@ def test_prune_by_age_leaves_what_is_young_or_unfinished(build: Callable[..., Ho
     assert present(house, jobs) == ids(jobs[10:])
     assert house.store.load([jobs[0].id]) == {jobs[0].id: Lost(True)}
     assert house.store.payloads(ids(jobs[:10])) == {}
-    assert house.store.reader().counts()[0][2:] == (0, 10, 20, 0, 0, 0, 6_000), "counts keep what was pruned"
+    assert house.store.reader().counts()[0][2:] == (0, 10, 20, 0, 0, 0, 0, 6_000), "counts keep what was pruned"
     house.reopen()
     prune_all(house, NOW + 60 + jobs[14].id)
     assert present(house, jobs) == ids(jobs[15:])
@@ -698,3 +698,62 @@ def test_a_job_that_is_set_aside_is_in_no_window_and_no_counter_and_keeps_its_ro
     counts, = house.store.reader().counts()
     assert (counts.queued, counts.scheduled, counts.waiting_bytes) == (1, 0, 1)
     assert house.loaded(first).id == first.id and house.loaded(later).id == later.id
+
+
+# -- options that few jobs have, runs that did not complete their job -------------------------------------------------------
+
+
+def test_rare_options_and_what_becomes_of_them_survive(house: House) -> None:
+    job = house.new()
+    job.extras = Extras(attempts=7, backoff="fixed", backoff_base=1.5, jitter=True, retry_on=("A", "B"))
+    plain = house.new()
+    house.save(job, plain)
+
+    for one in (job, plain):
+        grant(one, 1 + one.id)
+        one.failures, one.failed_since, one.settled_fence = 2, NOW + 3, one.fence
+        one.state, one.run_at, one.lease, one.error = State.SCHEDULED, NOW + 9, None, {"name": "A", "message": "", "traceback": ""}
+    house.save(job, plain)
+    house.reopen()
+
+    for found, extras in ((house.loaded(job), job.extras), (house.loaded(plain), None)):
+        assert (found.extras, found.failures, found.failed_since, found.settled_fence) == (extras, 2, NOW + 3, found.fence)
+        assert found.damage is None and found.state is State.SCHEDULED
+    assert ids(house.store.take_scheduled((0.0, 0), 10)) == ids([job, plain])
+
+
+def test_runs_are_kept_in_order_with_their_job_and_go_with_it(house: House) -> None:
+    job, other = house.new(), house.new()
+    runs = [Run(number, f"w{number}", NOW + number, NOW + number + 0.5, "failed", {"name": "E", "message": "m", "traceback": "t"})
+            for number in (1, 2)]
+    job.runs = runs[:1]
+    house.save(job, other)
+    assert job.runs is None, "taken"
+    job.runs = [Run(2, "w2", None, NOW + 2, "lost", None), runs[1]]  # the second says better what became of the same run
+    house.save(job)
+    house.reopen()
+
+    assert house.store.reader().runs(job.id) == runs and house.store.reader().runs(other.id) == []
+
+    job.attempt = 2
+    finish(job, at=NOW - 30 * 86400)
+    house.save(job)
+    while house.store.prune(NOW, 10):
+        house.store.commit()
+    house.store.commit()
+    assert house.loaded(job) == Lost(True) and house.store.reader().runs(job.id) == []
+
+
+def test_a_finished_job_that_is_queued_again_counts_as_waiting(house: House) -> None:
+    job = house.saved(payload=b"12345")
+    house.save(finish(job, state=State.FAILED, result=None))
+    again = house.loaded(job)
+    again.state, again.finished_at, again.error = State.QUEUED, None, None
+    again.place = house.store.block("job", 1)
+    again.rank = rank_of(again.priority, again.place)
+    house.save(again)
+    house.reopen()
+
+    (counts,) = house.restored.lanes
+    assert (counts.queued, counts.failed, counts.waiting_bytes) == (1, 0, 5)
+    assert ids(house.store.take("default", "t", rank_of(-1000, 0), 10)) == [job.id]

@@ -285,7 +285,7 @@ def test_what_a_sum_costs_on_the_way_of_a_submit(folder: Path) -> None:
     def spent() -> float:
         began = time.perf_counter()
         for job in jobs:
-            row_sum(job, 2, None)
+            row_sum(job, 2, None, None)
             data_sum(job.id, job.payload)
         return time.perf_counter() - began
 

@@ -24,6 +24,9 @@ class Known:
         self.fence = 0
         self.late_fence = 0  # its lease was lost, nobody else got the job: a settle that comes late is taken
         self.crashes = 0
+        self.failures = 0
+        self.failed_fence = 0  # fence of the latest failure or snooze that was taken
+        self.due = 0.0  # while it is scheduled
         self.attempt = 0
         self.cancel_requested = False
 
@@ -70,12 +73,14 @@ class Machine(RuleBasedStateMachine):
             assert self.core.engine.jobs[job_id].attempt == known.attempt
         return multiple(*[(job_id, worker.held[job_id]) for job_id in got])
 
-    @rule(lease=leases, number=st.integers(0, 2), kind=st.sampled_from(["ack", "fail", "nack", "crash"]))
+    @rule(lease=leases, number=st.integers(0, 2), kind=st.sampled_from(["ack", "fail", "fail again", "snooze", "nack", "crash"]))
     def settle(self, lease: tuple[int, int], number: int, kind: str) -> None:
         job_id, fence = lease
         known = self.jobs[job_id]
         is_current = known.state == "running" and known.fence == fence
-        request_id = self.workers[number].settle(kind, job_id, fence=fence)
+        is_in_memory = job_id in self.core.engine.jobs
+        wish = {"fail": False, "snooze": 7.0}.get(kind)
+        request_id = self.workers[number].settle(kind.split()[0], job_id, fence=fence, wish=wish)
         self.core.run()
         told = self.workers[number].outcome(request_id)
 
@@ -85,9 +90,17 @@ class Machine(RuleBasedStateMachine):
                 if worker.held.get(job_id) == fence:
                     del worker.held[job_id]
             self.end(known, kind)
-        elif known.state == "queued" and known.late_fence == fence and kind in ("ack", "fail"):
+        elif known.state == "queued" and known.late_fence == fence and is_in_memory and kind in ("ack", "fail", "fail again"):
             assert told == "OK"
-            known.state = "completed" if kind == "ack" else "failed"
+            if kind == "ack":
+                known.state = "completed"
+            else:
+                self.note_failure(known)
+                known.late_fence = 0
+                if kind == "fail" or known.failures >= 5:
+                    known.state = "failed"
+        elif known.failed_fence == fence and kind in ("fail", "fail again", "snooze"):
+            assert told == "REPEATED"
         elif known.fence != fence:
             assert told == "LEASE_LOST"
         else:
@@ -96,15 +109,62 @@ class Machine(RuleBasedStateMachine):
     def end(self, known: Known, kind: str) -> None:
         """What becomes of a job whose lease ends so."""
         known.crashes += kind in ("crash", "lost")
+        if kind in ("fail", "fail again"):
+            self.note_failure(known)
+        elif kind == "snooze":
+            known.failed_fence = known.fence
         if kind == "ack":
             known.state = "completed"
         elif known.cancel_requested:
             known.state = "cancelled"
-        elif kind == "fail" or (kind in ("crash", "lost") and known.crashes >= MAX_CRASHES):
+        elif kind == "snooze" or (kind == "fail again" and known.failures < 5):
+            known.state = "scheduled"
+            known.due = self.core.now + (7.0 if kind == "snooze" else 10.0 * 2 ** (known.failures - 1))
+        elif kind in ("fail", "fail again") or (kind in ("crash", "lost") and known.crashes >= MAX_CRASHES):
             known.state = "failed"
         else:
             known.state = "queued"
             known.late_fence = known.fence if kind == "lost" else 0
+
+    def note_failure(self, known: Known) -> None:
+        known.failures += 1
+        known.failed_fence = known.fence
+
+    @rule(seconds=st.sampled_from([1.0, 10.0, 100.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.advance(seconds)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, with signs of life of the workers; jobs that fall due get new places."""
+        for _ in range(round(seconds)):
+            for worker in self.workers:
+                worker.heartbeat(listed=False)
+            self.core.advance(1.0)
+            self.fall_due()
+
+    def fall_due(self) -> None:
+        due = sorted((known.due, job_id) for job_id, known in self.jobs.items() if known.state == "scheduled" and
+                     known.due <= self.core.now)
+        for _, job_id in due:
+            self.order += 1
+            known = self.jobs[job_id]
+            known.state, known.rank = "queued", (known.rank[0], self.order)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(sorted(self.jobs)))
+        known = self.jobs[job_id]
+        request_id = self.client.retry(job_id)
+        self.core.run()
+        if known.state not in ("failed", "cancelled"):
+            assert self.client.outcome(request_id) == "CONFLICT"
+            return
+        assert self.client.outcome(request_id) == "queued"
+        self.order += 1
+        known.state, known.rank = "queued", (known.rank[0], self.order)
+        known.failures = known.crashes = known.late_fence = 0
+        known.cancel_requested = False
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
@@ -133,6 +193,7 @@ class Machine(RuleBasedStateMachine):
                 self.end(known, "bye" if bye else "lost")
         worker.close(bye=bye)
         self.core.advance(0.5)
+        self.fall_due()
         self.workers[number] = self.core.connect(f"w{number}")
 
     @rule(lease=consumes(leases))
@@ -150,9 +211,11 @@ class Machine(RuleBasedStateMachine):
             known.late_fence = 0
             if known.state == "running":
                 known.state = "cancelled" if known.cancel_requested else "queued"
-                known.attempt = self.core.store.committed(job_id).attempt
+                row = self.core.store.committed(job_id)
+                known.attempt, known.fence = row.attempt, row.fence
         self.core.crash_and_restart()
         self.core.advance(60.0)
+        self.fall_due()
         self.client = self.core.connect("c", role="client")
         self.workers = [self.core.connect(f"w{number}") for number in range(3)]
 
@@ -161,11 +224,13 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_engine_is_as_the_model(self) -> None:
         newest = self.core.newest()
-        assert {job_id: job.state.label for job_id, job in newest.items()} == {
-            job_id: known.state for job_id, known in self.jobs.items()}
+        differ = {job_id: (job.state.label, self.jobs[job_id].state) for job_id, job in newest.items()
+                  if job.state.label != self.jobs[job_id].state}
+        assert not differ and newest.keys() == self.jobs.keys(), f"the engine and the model differ: {differ}"
         totals = self.core.engine.totals
         for state in State:
             assert totals[state] == sum(known.state == state.label for known in self.jobs.values())
+        assert all(newest[job_id].failures == known.failures for job_id, known in self.jobs.items())
         assert all(newest[job_id].crashes == known.crashes for job_id, known in self.jobs.items())
         check(self.core)
 
@@ -179,7 +244,11 @@ class Machine(RuleBasedStateMachine):
             request_id = last.reserve(100)
             self.core.run()
             if not last.ids(request_id):
-                break
+                if not any(known.state == "scheduled" for known in self.jobs.values()):
+                    break
+                last.heartbeat(listed=False)
+                self.core.advance(10.0)
+                self.fall_due()
             last.settle("ack", *last.ids(request_id))
         assert not self.core.unfinished()
 

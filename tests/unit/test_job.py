@@ -7,21 +7,22 @@ import math
 import pytest
 
 from greenroom.errors import InvalidError, TooLargeError
-from greenroom.job import FINISHED_STATES, MOVES, NUMBER_LIMIT, OPTIONS, Job, State, move, parse_new_job, rank_of
+from greenroom.job import FINISHED_STATES, MOVES, NUMBER_LIMIT, OPTIONS, RETRYABLE_STATES, STATES, Job, State, move, parse_new_job, rank_of
 from greenroom.lanes import Lane, Window
 
 
 def make_job(state: State = State.QUEUED) -> Job:
     job = Job(1, "q", "t", 5, b"x", False, 0.0)
-    job.lane = Lane("q", "t", Window(), [0] * 7)
+    job.lane = Lane("q", "t", Window(), [0] * STATES)
     job.state = state
     job.lane.count(state, 1)
     return job
 
 
-def test_a_finished_job_has_no_move() -> None:
-    assert FINISHED_STATES == {State.COMPLETED, State.FAILED, State.CANCELLED}
-    assert all(not MOVES[state] for state in FINISHED_STATES)
+def test_a_finished_job_moves_only_when_it_is_retried_and_a_completed_one_never() -> None:
+    assert FINISHED_STATES == {State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED}
+    assert all(MOVES[state] == ({State.QUEUED} if state in RETRYABLE_STATES else set()) for state in FINISHED_STATES)
+    assert RETRYABLE_STATES == FINISHED_STATES - {State.COMPLETED}
 
 
 @pytest.mark.parametrize("start", State)
@@ -75,6 +76,14 @@ BAD = {
     "priority": [0, 11, True, 5.0, "5"],
     "delay": [-1, 366 * 86400 + 1, math.nan, math.inf, True, "1"],
     "run_at": [-1, 253402300800, math.nan, -math.inf, False, "now"],
+    "attempts": [0, 1001, True, 5.0, "5"],
+    "retry_for": [0, 366 * 86400 + 1, math.nan, True, "1"],
+    "backoff": ["", "Linear", 1, ["fixed"], b"none"],
+    "backoff_base": [-1, 86401, math.inf, True, "1"],
+    "backoff_cap": [-1, 366 * 86400 + 1, math.inf, True, "1"],
+    "jitter": [0, 1, "true"],
+    "retry_on": ["OSError", [1], [""], ["x" * 129], ["E"] * 21, {"E": 1}],
+    "retry_never": ["OSError", [1], [""], ["x" * 129], ["E"] * 21, {"E": 1}],
 }
 
 

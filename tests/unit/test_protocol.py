@@ -264,6 +264,8 @@ GOOD = {
               "tasks": [], "queues": ["q"]},
     "submit": {"jobs": [{}], "submission": bytes(16)},
     "cancel": {"jobs": [1, 2**53 - 1]},
+    "retry": {"jobs": [1, 2**53 - 1]},
+    "runs": {"job": 2**53 - 1},
     "get": {"jobs": [1] * 1000, "payload": True},
     "wait": {"jobs": [1], "wait": 60},
     "reserve": {"n": 1000, "queues": ["q"], "tasks": ["t"] * 1000, "wait": 0.5},
@@ -286,6 +288,7 @@ BAD = {
     "task": ["ä"], "worker": [[]],
     "before": [0, 2**53 + 1, "1"], "limit": [0, 1001, True],
     "step": ["start", None, 1, ["read"]], "backup": [None, b"", bytes(17), "../../../../etc/"],
+    "job": [0, 2**53, None, True, "1"],
     "offset": [-1, 2**53, 0.0, True, "0"], "size": [0, 2**20 + 1, True, "1"],
 }
 
@@ -308,7 +311,7 @@ def test_a_bad_field_is_named_and_not_fatal(verb: str, field: str, value: object
     assert caught.value.field == field and not caught.value.fatal
 
 
-@pytest.mark.parametrize("verb", ["cancel", "get", "wait"])
+@pytest.mark.parametrize("verb", ["cancel", "retry", "get", "wait"])
 @pytest.mark.parametrize("job", [0, 2**53, -1, True, "1", None, 1.0])
 def test_job_ids_are_integers_in_their_range(verb: str, job: object) -> None:
     with pytest.raises(InvalidError):
@@ -344,6 +347,10 @@ def test_the_lower_version_is_spoken() -> None:
     ([1, 2, "fail"], SettleItem(1, 2, "fail", None, False, {"name": "", "message": "", "traceback": ""})),
     ([1, 2, "fail", {"name": "E", "message": 5, "more": 1}],
      SettleItem(1, 2, "fail", None, False, {"name": "E", "message": "", "traceback": ""})),
+    ([1, 2, "fail", {}, {"retry": False}], SettleItem(1, 2, "fail", None, False, {"name": "", "message": "", "traceback": ""}, False)),
+    ([1, 2, "fail", {}, {"retry_at": 5}], SettleItem(1, 2, "fail", None, False, {"name": "", "message": "", "traceback": ""}, 5.0)),
+    ([1, 2, "fail", {}, {}], SettleItem(1, 2, "fail", None, False, {"name": "", "message": "", "traceback": ""}, None)),
+    ([1, 2, "snooze", 60], SettleItem(1, 2, "snooze", None, False, None, 60.0)),
 ])
 def test_a_settle_is_read_with_its_defaults(item: list, expected: SettleItem) -> None:
     assert parse_settle(item, 10) == expected

@@ -41,7 +41,7 @@ def test_the_greeting_and_the_verbs_with_tables_have_the_fields_of_the_code() ->
     assert set(first_column(reserve)) == fields_of("reserve")
 
 
-@pytest.mark.parametrize("verb", ["cancel", "get", "wait", "settle", "heartbeat", "extend", "backup"])
+@pytest.mark.parametrize("verb", ["cancel", "retry", "runs", "get", "wait", "settle", "heartbeat", "extend", "backup"])
 def test_the_verbs_described_in_a_sentence_name_all_their_fields(verb: str) -> None:
     sentence = part(f"### {verb}\n", "Reply")
 

@@ -26,7 +26,7 @@ def test_a_job_is_shown_with_every_field_of_the_specification() -> None:
     assert views.view(job) == {
         "id": job_id, "task": "t", "queue": "q", "priority": 5, "state": "running", "submitted_at": core.now, "run_at": None,
         "started_at": core.now, "finished_at": None, "worker": "alice", "attempt": 1, "crashes": 0, "requeues": 0,
-        "cancel_requested": False, "payload_bytes": 3, "result_bytes": 0, "encoding": "msgpack", "error": None}
+        "failures": 0, "cancel_requested": False, "payload_bytes": 3, "result_bytes": 0, "encoding": "msgpack", "error": None}
 
     core.clock.advance(2.0)
     worker.settle("ack", job_id, result=b"12345")
@@ -59,14 +59,14 @@ def test_queues_tasks_and_counts_add_up() -> None:
     lost.close()
 
     assert views.queues(core.engine, nothing) == {"total": 2, "queues": [
-        {"name": "x", "scheduled": 1, "queued": 0, "running": 1, "completed": 0, "failed": 1, "cancelled": 0, "requeued": 0,
+        {"name": "x", "scheduled": 1, "queued": 0, "running": 1, "completed": 0, "failed": 1, "cancelled": 0, "expired": 0, "requeued": 0,
          "workers": 2, "tasks": 2},
-        {"name": "y", "scheduled": 0, "queued": 0, "running": 1, "completed": 0, "failed": 0, "cancelled": 0, "requeued": 0,
+        {"name": "y", "scheduled": 0, "queued": 0, "running": 1, "completed": 0, "failed": 0, "cancelled": 0, "expired": 0, "requeued": 0,
          "workers": 1, "tasks": 1}]}
     assert [(entry["task"], entry["total"], entry["workers"]) for entry in views.tasks(views.grouped_by("task", core.engine, nothing), nothing)] == [
         ("a", 2, 1), ("b", 2, 2)]
     counted = views.counts(core.engine, nothing)
-    assert counted["states"] == {"scheduled": 1, "queued": 0, "running": 2, "completed": 0, "failed": 1, "cancelled": 0}
+    assert counted["states"] == {"scheduled": 1, "queued": 0, "running": 2, "completed": 0, "failed": 1, "cancelled": 0, "expired": 0}
     assert (counted["total"], counted["workers"], counted["idle"], counted["busy"]) == (4, 3, 1, 1)
     assert counted["connections"] == 3 and counted["memory"] == {"jobs": 0, "bytes": 0, "leases": 2}
 

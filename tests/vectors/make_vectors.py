@@ -18,7 +18,7 @@ INSTANCE = bytes(range(1, 17))
 SUBMISSION = bytes.fromhex("019ab5c0d1e0") + bytes(range(10))
 VIEW = {"id": 7, "task": "reverse_string", "queue": "default", "priority": 1, "state": "completed", "submitted_at": 1795560405.5,
         "run_at": None, "started_at": 1795560406.0, "finished_at": 1795560406.5, "worker": "w1", "attempt": 1, "crashes": 0,
-        "requeues": 0, "cancel_requested": False, "payload_bytes": 15, "result_bytes": 9, "encoding": "msgpack", "error": None,
+        "requeues": 0, "failures": 0, "cancel_requested": False, "payload_bytes": 15, "result_bytes": 9, "encoding": "msgpack", "error": None,
         "result": b"\xa8desserts", "result_encoding": "msgpack"}
 PAYLOAD = b"\x81\xa4data\xa8stressed"
 LIMITS = {"frame": 4194304, "payload": 1048576, "result": 1048576, "list": 1000, "leases": 1000, "reserve": 1048576, "wait": 60,
@@ -30,7 +30,7 @@ WORKER = {"name": "w1", "session": 2, "status": "busy", "jobs": [{"id": 7, "fenc
           "address": "127.0.0.1:40000", "software": "greenroom-python/0.1.0"}
 BACKUP = bytes.fromhex("5ea7c0de" * 4)
 BACKUP_FILE = b"SQLite format 3\0"
-COUNTS = {"scheduled": 0, "queued": 1, "running": 1, "completed": 5, "failed": 0, "cancelled": 0}
+COUNTS = {"scheduled": 0, "queued": 1, "running": 1, "completed": 5, "failed": 0, "cancelled": 0, "expired": 0}
 
 #: Name -> (heading, message). `C` is sent by the peer, `S` by the broker.
 MESSAGES: dict[str, tuple[str, dict]] = {
@@ -45,6 +45,13 @@ MESSAGES: dict[str, tuple[str, dict]] = {
                                   "message": "priority must be an integer from 1 (first) to 10 (last)", "field": "priority"}]}),
     "cancel": ("C:", {"verb": "cancel", "id": 3, "jobs": [8]}),
     "cancel_reply": ("S:", {"id": 3, "outcomes": ["cancelled"]}),
+    "retry": ("C:", {"verb": "retry", "id": 19, "jobs": [9, 7]}),
+    "retry_reply": ("S: one completed", {"id": 19, "outcomes": ["queued", {"code": "CONFLICT", "message":
+                    "job 7 is completed: only what failed, was cancelled or expired can be retried"}]}),
+    "runs": ("C: what became of its runs", {"verb": "runs", "id": 20, "job": 9}),
+    "runs_reply": ("S: one so far", {"id": 20, "runs": [{"attempt": 1, "worker": "w1", "started_at": 1795560406.0,
+                   "ended_at": 1795560406.5, "outcome": "failed", "error": {"name": "ValueError", "message": "no such file",
+                                                                            "traceback": ""}}]}),
     "get": ("C:", {"verb": "get", "id": 4, "jobs": [7]}),
     "get_reply": ("S: a view", {"id": 4, "jobs": [VIEW]}),
     "wait": ("C:", {"verb": "wait", "id": 5, "jobs": [7, 8], "wait": 30}),
@@ -53,12 +60,13 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "reserve": ("C: up to four jobs, waiting at the broker", {"verb": "reserve", "id": 6, "n": 4, "tasks": ["reverse_string"],
                 "wait": 60}),
     "reserve_reply": ("S: a delivery", {"id": 6, "jobs": [[7, 12, "reverse_string", PAYLOAD, False, "default", 1, 1]]}),
-    "settle": ("C: the four outcomes", {"verb": "settle", "id": 7, "leases": [
+    "settle": ("C: the outcomes", {"verb": "settle", "id": 7, "leases": [
                [7, 12, "ack", b"\xa8desserts", False],
                [9, 13, "fail", {"name": "ValueError", "message": "no such file", "traceback": ""}],
-               [10, 14, "nack", False], [11, 15, "crash"]]}),
-    "settle_reply": ("S: the last lease was lost", {"id": 7, "outcomes": ["OK", "OK", "OK", {
-                     "code": "LEASE_LOST", "message": "job 11 is not held under fence 15"}]}),
+               [10, 14, "nack", False], [11, 15, "crash"], [12, 16, "snooze", 60],
+               [13, 17, "fail", {"name": "OSError", "message": "", "traceback": ""}, {"retry": False}]]}),
+    "settle_reply": ("S: a lease was lost", {"id": 7, "outcomes": ["OK", "OK", "OK", {
+                     "code": "LEASE_LOST", "message": "job 11 is not held under fence 15"}, "OK", "OK"]}),
     "heartbeat": ("C:", {"verb": "heartbeat", "id": 8, "leases": [[7, 12]]}),
     "heartbeat_reply": ("S:", {"id": 8, "lost": [], "cancel": [[7, 12]]}),
     "extend": ("C:", {"verb": "extend", "id": 9, "leases": [[7, 12]], "for": 120}),

@@ -6,6 +6,7 @@ import { api, post } from "./live.js";
 import { beat, openJob, stats } from "./state.js";
 import { Icon, JobBadges, Priority, When, html } from "./ui.js";
 
+const RETRYABLE = ["failed", "cancelled", "expired"];
 const FINISHED = ["completed", "failed", "cancelled", "expired"];
 
 /** The job {id, job?, refusal?}, asked for when opened and with all news until it is finished. */
@@ -21,12 +22,12 @@ function useJob(id) {
       (refusal) => { if (wanted && (refusal.status || !current.job)) setKnown({ id, job: current.job, refusal }); });
     return () => { wanted = false; };
   }, [id, isOver, beat.value]);
-  return current;
+  return { ...current, forget: () => setKnown({}) };
 }
 
 export function Drawer() {
   const id = openJob.value;
-  const { job, refusal } = useJob(id);
+  const { job, refusal, forget } = useJob(id);
   const dialog = useRef(null);
   useEffect(() => {
     if (id !== null && !dialog.current.open) dialog.current.showModal();
@@ -38,12 +39,12 @@ export function Drawer() {
       <div class="head"><h2 id="h-drawer">Job #${id}${job ? html` <bdi class="mono">${job.task}</bdi>` : ""}</h2>
         <button type="button" class="quiet" onClick=${close} aria-label="Close"><${Icon} name="close" /></button></div>
       ${refusal && html`<p class="banner tone-bad">${refusal.message}</p>`}
-      ${job && html`<${Details} key=${id} job=${job} />`}
+      ${job && html`<${Details} key=${id} job=${job} reopenJob=${forget} />`}
     </div>`}
   </dialog>`;
 }
 
-function Details({ job }) {
+function Details({ job, reopenJob }) {
   const [said, setSaid] = useState("");
   const cancel = async () => {
     try {
@@ -53,12 +54,23 @@ function Details({ job }) {
       setSaid(error.message);
     }
   };
+  const retry = async () => {
+    try {
+      await post(`/api/jobs/${job.id}/retry`);
+      setSaid("Queued again, behind the others of its priority.");
+      reopenJob();
+    } catch (error) {
+      setSaid(error.message);
+    }
+  };
   return html`<div class="state"><${JobBadges} job=${job} /><${Priority} value=${job.priority} />
       <span class="grow"></span>
-      ${!FINISHED.includes(job.state) && html`<button type="button" class="danger" disabled=${job.cancel_requested} onClick=${cancel}>Cancel job</button>`}</div>
+      ${!FINISHED.includes(job.state) && html`<button type="button" class="danger" disabled=${job.cancel_requested} onClick=${cancel}>Cancel job</button>`}
+      ${RETRYABLE.includes(job.state) && html`<button type="button" onClick=${retry}>Retry job</button>`}</div>
     <p role="status" class="said">${said}</p>
     <${WhyWaiting} job=${job} />
     <${Facts} job=${job} />
+    <${Runs} job=${job} />
     ${job.error && html`<h3>Error</h3><p class="error"><b><bdi>${visible(job.error.name)}</bdi></b> <bdi>${visible(job.error.message)}</bdi></p>
       ${job.error.traceback && html`<pre class="block" tabindex="0" aria-label="Traceback">${visible(job.error.traceback)}</pre>`}`}
     ${job.state === "completed" && html`<${Block} title="Result" shown=${job.result} bytes=${job.result_bytes} />`}
@@ -83,11 +95,25 @@ function Facts({ job }) {
     ["Finished", html`<${Moment} at=${job.finished_at} />`],
     job.started_at && ["Waited", length(job.started_at - Math.max(job.submitted_at, job.run_at || 0))],
     ran && ["Ran", length(job.finished_at - job.started_at)],
-    ["Attempts", `${count(job.attempt)}, of them lost ${count(job.crashes)}`],
+    ["Attempts", `${count(job.attempt)}, of them failed ${count(job.failures)}, lost ${count(job.crashes)}`],
     ["Requeued", `${count(job.requeues)} ${job.requeues === 1 ? "time" : "times"}`],
     ["Encoding", job.encoding],
   ].filter(Boolean);
   return html`<dl class="facts">${rows.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;
+}
+
+/** How the runs ended that did not complete the job. */
+function Runs({ job }) {
+  const [runs, setRuns] = useState([]);
+  useEffect(() => {
+    if (job.attempt < 2 && !job.failures && !job.crashes) return;
+    api(`/api/jobs/${job.id}/runs`).then((answer) => setRuns(answer.runs), () => {});
+  }, [job.id, job.attempt, job.state]);
+  if (!runs.length) return null;
+  return html`<h3>Runs that did not complete it</h3><table class="runs"><thead><tr><th>Attempt</th><th>Outcome</th><th>Worker</th><th>Began</th><th>Ran</th></tr></thead>
+    <tbody>${runs.map((run) => html`<tr key=${run.attempt}><td class="num">${count(run.attempt)}</td>
+      <td>${run.outcome}${run.error ? html`: <bdi>${visible(run.error.name)}</bdi>` : ""}</td><td><bdi class="mono">${run.worker}</bdi></td>
+      <td><${When} at=${run.started_at} /></td><td>${run.started_at ? length(run.ended_at - run.started_at) : ""}</td></tr>`)}</tbody></table>`;
 }
 
 const Moment = ({ at }) => html`<${When} at=${at} />${at ? html` <span class="muted">${exact(at).split(" · ")[0]}</span>` : ""}`;

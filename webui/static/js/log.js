@@ -6,7 +6,7 @@ import { api } from "./live.js";
 import { beat, flashed, jobs, now, openJob, stateFilter, stats } from "./state.js";
 import { JobBadges, Priority, When, html } from "./ui.js";
 
-const STATES = ["scheduled", "queued", "running", "completed", "failed", "cancelled"];
+const STATES = ["scheduled", "queued", "running", "completed", "failed", "cancelled", "expired"];
 const REFETCH_MS = 2000;
 
 /** Rows of history, asked for again when something changed but at most each 2 s. */

@@ -83,7 +83,7 @@ function Bars({ caption, heads, rows, empty, wide }) {
     </tr>`)}</tbody></table>`;
 }
 
-const STATES = ["queued", "scheduled", "running", "completed", "failed", "cancelled"];
+const STATES = ["queued", "scheduled", "running", "completed", "failed", "cancelled", "expired"];
 
 export function StatusChart() {
   const figures = stats.value;

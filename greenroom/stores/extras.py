@@ -1,0 +1,35 @@
+"""The column `extras` of a job: options that few jobs have, and what becomes of them, as one JSON map; NULL for most jobs.
+
+Pure. Must not know statements.
+"""
+
+from __future__ import annotations
+
+import json
+
+from greenroom.job import USUAL, Extras, Job
+
+#: What a job notes beside its options, and what it is when nothing happened.
+_NOTED = {"failures": 0, "failed_since": None, "settled_fence": 0, "expires_at": None}
+
+
+def pack_extras(job: Job) -> str | None:
+    """Return the text for the store, or None: the job has nothing of the kind."""
+    if job.extras is None and not job.settled_fence:
+        return None
+    values = {name: value for name, value in (job.extras or USUAL)._asdict().items() if value != getattr(USUAL, name)}
+    values.update((name, getattr(job, name)) for name, nothing in _NOTED.items() if getattr(job, name) != nothing)
+    return json.dumps(values) if values else None
+
+
+def take_extras(job: Job, text: str | None) -> None:
+    """Give a job what the store has. Raises ValueError or TypeError for what is no such text."""
+    if text is None:
+        return
+    values = json.loads(text)
+    for name, nothing in _NOTED.items():
+        setattr(job, name, values.pop(name, nothing))
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+    job.extras = Extras(**values) if values else None
