@@ -63,6 +63,10 @@ class Timing(NamedTuple):
     restart_grace_s: float = 60.0  # after the broker started again
 
 
+def _no_jitter() -> float:
+    return 1.0
+
+
 class LeaseRules:
     """The engine's state, and the rules for running jobs.
 
@@ -79,7 +83,7 @@ class LeaseRules:
     """
 
     def __init__(self, caps: Caps = Caps(), timing: Timing = Timing(), window: Window | None = None,
-                 random: Callable[[], float] = lambda: 1.0) -> None:
+                 random: Callable[[], float] = _no_jitter) -> None:
         self.caps = caps
         self.random = random
         self.timing = timing
