@@ -46,6 +46,8 @@ MAX_HELD_BYTES = 64 * 2**20
 FETCHES_PER_GAP = 8
 #: As many refills take as long as a load, with what is done with the jobs.
 LOAD_COST = 4
+#: Waiting jobs that are expired at once.
+EXPIRED_ROWS = 100
 #: Bytes of payloads, results and errors applied between two looks.
 SLICE_BYTES = 256 * 1024
 #: Numbers fetched at once, and the mark below which more are fetched: seconds' worth at full speed.
@@ -145,6 +147,7 @@ class Batches:
         self._loads: deque[tuple[list[int], Callable[[dict[int, Job | Lost]], None], Budget | None]] = deque()
         self._refills: deque = deque()
         self._wants_scheduled = False
+        self._wants_expired = False
         self._prune_at: float | None = None
         self._now = 0.0  # when the latest COMMIT returned
 
@@ -185,7 +188,8 @@ class Batches:
                 self._leave(notice.session.conn, None, {"notice": notice.kind, "leases": notice.leases})
         for session in effects.closes:
             self._leave(None, None, session.conn.replaced)
-        if effects.refills or effects.wants_scheduled:
+        if effects.refills or effects.wants_scheduled or effects.wants_expired:
+            self._wants_expired = self._wants_expired or effects.wants_expired
             self._refills.extend(effects.refills)
             self._wants_scheduled = self._wants_scheduled or effects.wants_scheduled
             self.wake()
@@ -367,7 +371,7 @@ class Batches:
 
     @property
     def _wants_store(self) -> bool:
-        return bool(self._loads or self._refills or self._wants_scheduled or self._prune_at is not None or self._numbers_low())
+        return bool(self._loads or self._refills or self._wants_scheduled or self._wants_expired or self._prune_at is not None or self._numbers_low())
 
     def flush(self) -> bool:
         """Close what gathered while the slices were applied, if `fetch` would otherwise have to write more than a slice of it.
@@ -397,6 +401,10 @@ class Batches:
                 self._refill(now)
             elif self._wants_scheduled:
                 self._refill_scheduled(now)
+            elif self._wants_expired:
+                self._wants_expired = False
+                self.engine.expire(self.store.take_expired(now, EXPIRED_ROWS), self.store.next_expiry(), now)
+                self.collect()
             elif self._loads:
                 left -= LOAD_COST - 1
                 self._load_some(*self._loads.popleft())

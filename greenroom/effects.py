@@ -40,11 +40,11 @@ class Effects:
         finished: jobs that reached a final state: whoever waits for them is told.
         closes: sessions that another one replaced; their connections end.
         refills: lanes whose window wants jobs, or a head's payload, from the store.
-        wants_scheduled: the window of scheduled jobs wants more.
+        wants_scheduled: the window of scheduled jobs wants more. wants_expired: jobs may wait that should have begun by now.
         damaged: waiting jobs that the store must set aside.
     """
 
-    __slots__ = ("dirty", "deliveries", "notices", "finished", "closes", "refills", "wants_scheduled", "damaged")
+    __slots__ = ("dirty", "deliveries", "notices", "finished", "closes", "refills", "wants_scheduled", "wants_expired", "damaged")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
@@ -54,9 +54,10 @@ class Effects:
         self.closes: list[Session] = []
         self.refills: list[Lane] = []
         self.wants_scheduled = False
+        self.wants_expired = False
         self.damaged: list[Damaged] = []
 
     @property
     def is_unusual(self) -> bool:
         """True if anything is wished for but rows, deliveries and news of finished jobs."""
-        return bool(self.notices or self.closes or self.refills or self.wants_scheduled or self.damaged)
+        return bool(self.notices or self.closes or self.refills or self.wants_scheduled or self.wants_expired or self.damaged)

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from greenroom.effects import Delivery, Notice
 from greenroom.errors import BusyError, ConflictError, DrainingError, FinishedError, FullError, GoneError, NotFoundError
+from greenroom.expiry import LOOKS_APART_S
 from greenroom.groups import Group
-from greenroom.job import (CANCELLED, FAILED, FINISHED_STATES, QUEUED, RETRYABLE_STATES, RUNNING, SCHEDULED, Job, JobOptions, NewJob,
+from greenroom.job import (CANCELLED, EXPIRED, FAILED, FINISHED_STATES, QUEUED, RETRYABLE_STATES, RUNNING, SCHEDULED, Job, JobOptions, NewJob,
                            State, move, rank_of)
 from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
 from greenroom.leases import LeaseRules, damaged_error
@@ -56,6 +57,7 @@ class Engine(LeaseRules):
         for job_id, what in restored.damaged.items():
             self.note_damage(job_id, what)
         self._ask_scheduled()
+        self.expiry.note(now)
 
     def _restore_lane(self, counts: LaneCounts) -> None:
         self.requeues += counts.requeued
@@ -131,6 +133,11 @@ class Engine(LeaseRules):
         self.waiting += len(jobs)
         self.waiting_bytes += size
         lane.waiting_bytes += size
+        if extras is not None and extras.expires_in is not None:
+            by = max(now, run_at or now) + extras.expires_in
+            self.expiry.note(by)
+            for job in jobs:
+                job.expires_at = by
         if run_at is not None and run_at > now:
             lane.count(SCHEDULED, len(jobs))
             for job in jobs:
@@ -222,7 +229,7 @@ class Engine(LeaseRules):
         self.check_room(1, job.payload_bytes)
         self._attach(job)
         job.failures = job.crashes = 0
-        job.failed_since = job.finished_at = job.run_at = job.error = None
+        job.failed_since = job.finished_at = job.run_at = job.expires_at = job.error = None
         job.cancel_requested = False
         if not job.lane.counts[job.state]:
             job.lane.counts[job.state] = 1  # the lane was forgotten, and its counts with it
@@ -354,6 +361,10 @@ class Engine(LeaseRules):
                     self._ask_refills(group, lane)
                 break
             run = lane.take(min(wanted - len(taken), self.fences.left), group.rival_rank(), self.caps.reserve_bytes - size)
+            if self.expiry.may_happen:
+                run = self._in_time(run, now)
+                if not run:
+                    continue
             self._grant(run, lane, session, now)
             taken += run
             size += sum(job.payload_bytes for job in run)
@@ -364,6 +375,31 @@ class Engine(LeaseRules):
             self._unpark(session, answer=False)
             self.effects.deliveries.append(Delivery(session, parked.request_id, taken))
         return is_blocked
+
+    def _in_time(self, jobs: list[Job], now: float) -> list[Job]:
+        """Return those of some jobs, just taken out of their lane, that may still begin; the others are expired."""
+        late = [job for job in jobs if job.expires_at is not None and job.expires_at <= now and not job.attempt]
+        for job in late:
+            self._finish(job, EXPIRED, now)
+        return [job for job in jobs if job.state is QUEUED] if late else jobs
+
+    def expire(self, rows: list[Job], next_at: float | None, now: float) -> None:
+        """End waiting jobs that should have begun by now, as `Store.take_expired` gave them; `next_at` is when more are late."""
+        for row in rows:
+            job = self.jobs.get(row.id)
+            if job is not None and (job.attempt or job.expires_at is None):
+                job.expires_at = None  # it has begun; said on disk too, or it would be found again and again
+                self.effects.dirty[job.id] = job
+                continue
+            if job is None:
+                job = row
+                if job.damage is not None:
+                    continue  # it is set aside when its turn comes
+                self._attach(job)
+            self._leave_waiting(job)
+            self._finish(job, EXPIRED, now)
+        if next_at is not None:
+            self.expiry.note(max(next_at, now + LOOKS_APART_S))
 
     # -- windows ------------------------------------------------------------------------------------------------------------
 

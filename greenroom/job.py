@@ -183,6 +183,8 @@ class Extras(NamedTuple):
     jitter: bool | None = None  # None: unless the backoff is fixed
     retry_on: tuple[str, ...] = ()
     retry_never: tuple[str, ...] = ()
+    expires_in: float | None = None
+    timeout: float | None = None
 
 
 #: What jobs have that ask for none of them.
@@ -323,6 +325,8 @@ OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("jitter", "bool", _check_flag, None, "a pause is a random part of what it would be; left out: unless the backoff is `fixed`"),
     Option("retry_on", "list of texts", _check_error_names, (), "names of errors after which alone it is retried; empty: any"),
     Option("retry_never", "list of texts", _check_error_names, (), "names of errors after which it is never retried"),
+    Option("expires_in", "seconds", _seconds(0.001, _YEAR_S), None, "expired, and never run, if not begun within so long from when it may run"),
+    Option("timeout", "seconds", _seconds(0.001, _YEAR_S), None, "a run that takes longer has failed, whatever its worker says"),
 )}
 
 #: Those that most jobs have, and the others, which are kept together (Extras).

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from greenroom.effects import Effects
+from greenroom.effects import Effects, Notice
 from greenroom.errors import DamagedError, GoneError, GreenroomError, LeaseLostError, NotFoundError
+from greenroom.expiry import Expiry
 from greenroom.groups import Groups
 from greenroom.job import (CANCELLED, COMPLETED, EXPIRED, FAILED, QUEUED, RUNNING, SCHEDULED, STATES, Job, Run, State, move,
                            move_all)
@@ -73,7 +74,7 @@ class LeaseRules:
     Attributes:
         effects: what is to be written, delivered and told; the pump takes it and puts a fresh one here.
         jobs: id -> every unfinished job in memory: running ones, and those in the windows.
-        lanes: (queue, task) -> Lane.
+        lanes: (queue, task) -> Lane. expiry: when waiting jobs are looked through for those whose time to begin is over.
         waiting, waiting_bytes: scheduled and queued jobs, in memory and in the store, and their payloads.
         totals: State -> jobs, over all lanes; see Lane.counts. requeues: how often jobs came back, ever.
         requeued_by: reason -> how often, since the start; also the reasons in RETURNS, which count as nothing else.
@@ -95,6 +96,7 @@ class LeaseRules:
         self.window = window if window is not None else Window()
         self.groups = Groups()
         self.scheduled = Scheduled()
+        self.expiry = Expiry()
         self.sessions: dict[int, Session] = {}
         self.waiting = 0
         self.waiting_bytes = 0
@@ -133,7 +135,7 @@ class LeaseRules:
             del earlier.leases[job_id]
             lease.session = session
             session.granted_at = max(session.granted_at, lease.granted_at)
-            session.has_deadlines = session.has_deadlines or lease.deadline is not None
+            session.has_deadlines = session.has_deadlines or lease.deadline is not None or lease.run_until is not None
             lease.missed_beats = 0
             session.leases[job_id] = lease
             lease.job.worker = session.name
@@ -196,6 +198,10 @@ class LeaseRules:
         job.lease = session.leases[job.id] = Lease(job, stored.fence, session, stored.granted_at)
         self.leases += 1
         job.checkpoint = True
+        if job.extras is not None and job.extras.timeout is not None:
+            # Stored times are of a clock that may have been set since: what is left lies between nothing and the whole.
+            left_s = min(job.extras.timeout, max(0.0, stored.granted_at + job.extras.timeout - now))
+            self._limit_run(job.lease, now + left_s)
 
     def note_damage(self, job_id: int, what: str) -> bool:
         """Note that a job is damaged on disk; returns True if that was not known (and is not one too many to list)."""
@@ -225,12 +231,19 @@ class LeaseRules:
             job.attempt += 1
             job.worker = session.name
             job.started_at = now
+            if job.extras is not None and job.extras.timeout is not None:
+                self._limit_run(job.lease, now + job.extras.timeout)
         self.waiting -= len(jobs)
         self.waiting_bytes -= size
         lane.waiting_bytes -= size
         session.granted_at = now
         self.leases += len(jobs)
         self._look_at(session, now + CHECKPOINT_AFTER_S)
+
+    def _limit_run(self, lease: Lease, until: float) -> None:
+        lease.run_until = until
+        lease.session.has_deadlines = True
+        self._look_at(lease.session, until)
 
     def settle(self, items: list[SettleItem], now: float,
                loaded: dict[int, Job | Lost]) -> list[str | GreenroomError | None]:
@@ -492,9 +505,7 @@ class LeaseRules:
         """Return when `tick` should be called next, or None: not before something else happens."""
         timer = self._timers[0][0] if self._timers else None
         due = self.scheduled.next_due()
-        if timer is None or due is None:
-            return due if timer is None else timer
-        return min(timer, due)
+        return min((at for at in (timer, due, self.expiry.look_at) if at is not None), default=None)
 
     def tick(self, now: float) -> float | None:
         """Do what is due: leases that end, reserves that waited long enough, scheduled jobs, checkpoints.
@@ -517,6 +528,8 @@ class LeaseRules:
             self._returned[job.lane] = None
             left -= 1
         self._ask_scheduled()
+        if self.expiry.is_due(now):
+            self.effects.wants_expired = True
         self._serve_returned(now)
         return self.next_due()
 
@@ -530,6 +543,8 @@ class LeaseRules:
                 for lease in session.leases.values():
                     if lease.deadline is not None:
                         lease.deadline += late_s
+                    if lease.run_until is not None:
+                        lease.run_until += late_s
 
     def _review(self, session: Session, now: float, limit: int) -> int:
         """Look at one session's deadlines; returns how many jobs were moved, at most `limit`."""
@@ -561,6 +576,12 @@ class LeaseRules:
     def _review_leases(self, session: Session, now: float, limit: int) -> int:
         moved = 0
         for lease in list(session.leases.values()):
+            if lease.run_until is not None:
+                if lease.run_until <= now and moved < limit:
+                    self._time_out(lease, now)
+                    moved += 1
+                    continue
+                self._look_at(session, max(now, lease.run_until))
             ends_at = lease.deadline
             if ends_at is None:  # a grant to who waited in silence holds as long as any, and a slow disk is no silence of the worker's
                 delivered_at = now if lease.delivered_at is None else lease.delivered_at
@@ -581,6 +602,14 @@ class LeaseRules:
                     ends_at = min(ends_at, max(lease.granted_at + CHECKPOINT_AFTER_S, now + CHECKPOINTS_APART_S))
             self._look_at(session, ends_at)
         return moved
+
+    def _time_out(self, lease: Lease, now: float) -> None:
+        """End a run that took longer than it may: it has failed, and its worker is told to stop it."""
+        job = lease.job
+        self.effects.notices.append(Notice(lease.session, "cancel", [(job.id, lease.fence)]))
+        lease.session.failed += 1
+        error = {"name": "TimeoutError", "message": f"the run took longer than {job.extras.timeout:g} s", "traceback": ""}
+        self._fail(job, SettleItem(job.id, lease.fence, "fail", None, False, error), now)
 
     def _checkpoint(self, job: Job) -> None:
         job.checkpoint = True

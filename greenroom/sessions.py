@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Lease:
     """The sole right to run a job for a time. Named by job id and fence; the store writes what it finds here."""
 
-    __slots__ = ("job", "fence", "session", "granted_at", "delivered_at", "deadline", "missed_beats", "missed_at")
+    __slots__ = ("job", "fence", "session", "granted_at", "delivered_at", "deadline", "run_until", "missed_beats", "missed_at")
 
     def __init__(self, job: Job, fence: int, session: Session, granted_at: float) -> None:
         self.job = job
@@ -25,6 +25,7 @@ class Lease:
         self.granted_at = granted_at
         self.delivered_at: float | None = granted_at  # when it left; None: it waits for a COMMIT, and can't end before
         self.deadline: float | None = None  # its own, set by extend; None: the session's silence decides
+        self.run_until: float | None = None  # the end of the run, whatever its worker says; None: any time
         self.missed_beats = 0  # heartbeats in a row whose list lacked it
         self.missed_at = 0.0
 
@@ -58,7 +59,7 @@ class Session:
         grace_until: None while connected; else when its leases are given up. inherited_grace: the grace that it came back in, until it
             has said anything: a connection that ends before that may as well not have been made.
         leases: job id -> lease, in order of granting. granted_at: when the latest of them was granted, 0: never.
-        has_deadlines: True once one of them got a deadline of its own.
+        has_deadlines: True once one of them got a deadline of its own, or an end of its run.
         group: what its latest reserve can run. parked: its open reserve.
         timer_at: when the engine looks at this session next; None: no timer runs.
         done, failed, lost: jobs it completed, failed, and lost to a broken lease.

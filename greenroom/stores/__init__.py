@@ -77,6 +77,13 @@ class Store(Protocol):
     def take_scheduled(self, after: tuple[float, int], limit: int) -> list[Job]:
         """Return up to `limit` scheduled jobs with (run_at, id) above `after`, in that order; payloads as in take."""
 
+    def take_expired(self, now: float, limit: int) -> list[Job]:
+        """Return up to `limit` jobs recorded as waiting and never begun whose `expires_at` is `now` or before, soonest first; small, as
+        in load. Those that have just been begun may be among them."""
+
+    def next_expiry(self) -> float | None:
+        """Return the first `expires_at` of all jobs that are recorded as waiting and never begun, or None."""
+
     def load(self, ids: list[int], *, small: bool = False) -> dict[int, Job | Lost]:
         """Return each job, in whatever state, as on disk (with what was applied), or Lost; payloads and results of any size.
 

@@ -27,6 +27,7 @@ class MemoryStore:
         self._leases: dict[int, tuple[int, bytes, str, float]] = {}  # job -> fence, instance, worker, granted_at
         self._queued: dict[tuple[str, str], list[tuple[int, int]]] = {}  # lane -> (rank, id), sorted
         self._scheduled: list[tuple[float, int]] = []  # (run_at, id), sorted
+        self._expiring: dict[int, float] = {}  # job -> by when it must have begun
         self._finished: list[tuple[float, int]] = []  # (finished_at, id), sorted
         self._counts: dict[tuple[str, str], list[int]] = {}  # lane -> by state (3: requeues), last waiting_bytes
         self._submissions: dict[bytes, Submission] = {}  # oldest first
@@ -113,6 +114,15 @@ class MemoryStore:
         start = bisect_right(self._scheduled, after)
         return [_copy(self._jobs[job_id]) for _, job_id in self._scheduled[start:start + limit]]
 
+    def take_expired(self, now: float, limit: int) -> list[Job]:
+        """Return up to `limit` waiting jobs that should have begun by `now`, soonest first."""
+        late = sorted((at, job_id) for job_id, at in self._expiring.items() if at <= now)
+        return [_copy(self._jobs[job_id], small=True) for _, job_id in late[:limit]]
+
+    def next_expiry(self) -> float | None:
+        """Return the first time by which a waiting job must have begun, or None."""
+        return min(self._expiring.values(), default=None)
+
     def load(self, ids: list[int], *, small: bool = False) -> dict[int, Job | Lost]:
         """Return each job, with what was applied, or Lost; whole, or without large payloads and results."""
         found = _find(self._jobs, ids, self._next["job"])
@@ -192,6 +202,8 @@ class MemoryStore:
             job.stored_lease = 0
 
     def _list(self, row: Job) -> None:
+        if row.expires_at is not None and row.state < _FIRST_FINISHED and not row.attempt:
+            self._expiring[row.id] = row.expires_at
         if row.state == State.QUEUED:
             insort(self._queued.setdefault((row.queue, row.task), []), (row.rank, row.id))
         elif row.state == State.SCHEDULED:
@@ -200,6 +212,7 @@ class MemoryStore:
             insort(self._finished, (row.finished_at, row.id))
 
     def _unlist(self, row: Job) -> None:
+        self._expiring.pop(row.id, None)
         if row.state == State.QUEUED:
             _remove(self._queued[row.queue, row.task], (row.rank, row.id))
         elif row.state == State.SCHEDULED:

@@ -63,6 +63,12 @@ _TAKE = f"""SELECT {JOB_COLUMNS_WHOLE_PAYLOAD} FROM {JOBS_AND_LANES}
 _TAKE_SCHEDULED = f"""SELECT {JOB_COLUMNS_WHOLE_PAYLOAD} FROM {JOBS_AND_LANES}
     WHERE jobs.state = 1 AND (jobs.run_at, jobs.id) > (?, ?) AND jobs.id NOT IN (SELECT job FROM damaged)
     ORDER BY jobs.run_at, jobs.id LIMIT ?"""
+_EXPIRING = "jobs.state < 3 AND jobs.attempt = 0 AND jobs.extras IS NOT NULL"
+_EXPIRES_AT = "CASE WHEN json_valid(jobs.extras) THEN jobs.extras ->> '$.expires_at' END"
+_TAKE_EXPIRED = f"""SELECT {JOB_COLUMNS} FROM jobs INDEXED BY jobs_expiring LEFT JOIN lanes ON lanes.id = jobs.lane
+    WHERE {_EXPIRING} AND {_EXPIRES_AT} <= ? AND jobs.id NOT IN (SELECT job FROM damaged) ORDER BY {_EXPIRES_AT} LIMIT ?"""
+_NEXT_EXPIRY = f"""SELECT {_EXPIRES_AT} FROM jobs INDEXED BY jobs_expiring WHERE {_EXPIRING} AND {_EXPIRES_AT} IS NOT NULL
+    ORDER BY {_EXPIRES_AT} LIMIT 1"""
 _LEASES = f"""SELECT leases.job, leases.fence, leases.instance, CAST(leases.worker AS BLOB), leases.granted_at, leases.sum,
     {JOB_COLUMNS}
     FROM leases LEFT JOIN jobs ON jobs.id = leases.job LEFT JOIN lanes ON lanes.id = jobs.lane ORDER BY leases.job"""
@@ -203,6 +209,19 @@ class SqliteStore:
         """Return up to `limit` scheduled jobs, with payloads, by (run_at, id) from `after` (not included)."""
         self._write()
         return [with_payload(row) for row in self._query(_TAKE_SCHEDULED, (*after, limit))]
+
+    @_guarded
+    def take_expired(self, now: float, limit: int) -> list[Job]:
+        """Return up to `limit` waiting jobs that should have begun by `now`, soonest first."""
+        self._write()
+        return [job_from_row(row) for row in self._query(_TAKE_EXPIRED, (now, limit))]
+
+    @_guarded
+    def next_expiry(self) -> float | None:
+        """Return the first time by which a waiting job must have begun, or None."""
+        self._write()
+        rows = self._query(_NEXT_EXPIRY, ())
+        return rows[0][0] if rows else None
 
     @_guarded
     def load(self, ids: list[int], *, small: bool = False) -> dict[int, Job | Lost]:

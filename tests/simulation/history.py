@@ -106,6 +106,8 @@ class History:
             raise Violation(f"I16: {job} was granted after its cancel was confirmed")
         if job.id in self.ended:
             raise Violation(f"I6: {job} was granted after it ended")
+        if job.attempt == 1 and job.expires_at is not None and job.expires_at <= now:
+            raise Violation(f"I15: {job} was granted {now - job.expires_at} s after it had expired")
         if job.id not in self._fell_due:
             raise Violation(f"I15: {job} was granted, and never fell due")
         if job.rank != job.priority * 2**53 + job.place:

@@ -82,8 +82,13 @@ class SimEngine(CheckedEngine):
             self.house.retried.add(job_id)
         return super().retry(job_id, now, loaded)
 
-    def _finish(self, job: Job, *args: object) -> None:
-        super()._finish(job, *args)
+    def _time_out(self, *args: object) -> None:
+        self.house.world.counts["timed out"] += 1
+        super()._time_out(*args)
+
+    def _finish(self, job: Job, to: State, *args: object) -> None:
+        self.house.world.counts["expired"] += to is State.EXPIRED
+        super()._finish(job, to, *args)
         self.house.history.finished(job)
 
 

@@ -223,6 +223,10 @@ class Run:
             attempts = rng.choice([1, 2, 5, 5])
             if attempts < 5:
                 item.update(attempts=attempts, backoff="fixed", backoff_base=rng.choice([0.0, 0.5, 2.0]))
+            if rng.random() < 0.1:
+                item["expires_in"] = rng.choice([0.5, 4.0])
+            if rng.random() < 0.1:
+                item["timeout"] = rng.choice([1.0, 6.0])
             self.history.attempted[payload] = Spec(item["task"], item["queue"], item["priority"], run_at, delay, attempts)
             items.append(item)
         return items

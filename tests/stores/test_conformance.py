@@ -757,3 +757,24 @@ def test_a_finished_job_that_is_queued_again_counts_as_waiting(house: House) -> 
     (counts,) = house.restored.lanes
     assert (counts.queued, counts.failed, counts.waiting_bytes) == (1, 0, 5)
     assert ids(house.store.take("default", "t", rank_of(-1000, 0), 10)) == [job.id]
+
+
+def test_waiting_jobs_that_should_have_begun_are_found_soonest_first(house: House) -> None:
+    def expiring(at: float, **fields: object) -> Job:
+        job = house.new(**fields)
+        job.extras, job.expires_at = Extras(expires_in=1.0), at
+        return job
+
+    later, soon, scheduled = expiring(NOW + 9), expiring(NOW + 3), expiring(NOW + 5, run_at=NOW + 4)
+    begun, cancelled, plain = expiring(NOW + 1), expiring(NOW + 1), house.new()
+    grant(begun, 1)
+    house.save(later, soon, scheduled, begun, finish(cancelled, state=State.CANCELLED, result=None), plain)
+    house.reopen()
+
+    assert house.store.next_expiry() == NOW + 3
+    assert house.store.take_expired(NOW + 2, 10) == []
+    assert ids(house.store.take_expired(NOW + 100, 10)) == ids([soon, scheduled, later])
+    assert ids(house.store.take_expired(NOW + 100, 1)) == [soon.id]
+    house.save(finish(soon, state=State.EXPIRED, result=None))
+    assert house.store.next_expiry() == NOW + 5
+    assert house.store.reader().counts()[0].expired == 1

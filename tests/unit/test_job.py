@@ -83,6 +83,8 @@ BAD = {
     "backoff_cap": [-1, 366 * 86400 + 1, math.inf, True, "1"],
     "jitter": [0, 1, "true"],
     "retry_on": ["OSError", [1], [""], ["x" * 129], ["E"] * 21, {"E": 1}],
+    "expires_in": [0, -1, 366 * 86400 + 1, math.nan, True, "1"],
+    "timeout": [0, -1, 366 * 86400 + 1, math.nan, True, "1"],
     "retry_never": ["OSError", [1], [""], ["x" * 129], ["E"] * 21, {"E": 1}],
 }
 
