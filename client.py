@@ -1,7 +1,7 @@
 """The client: submit jobs, wait for their results, look at the broker; for threads and greenlets alike. And its command line.
 
-Must not know how jobs are cut into frames (greenroom/client_submits.py), how waits are shared (greenroom/client_waits.py) or how
-things are printed (greenroom/client_cli.py). It imports no gevent and patches nothing.
+Must not know how jobs are checked (greenroom/client_jobs.py) and cut into frames (greenroom/client_submits.py), how waits are shared
+(greenroom/client_waits.py) or how things are printed (greenroom/client_cli.py). It imports no gevent and patches nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from typing import Generic, TypeVar, cast
 
 if __name__ == "__main__":
     from greenroom.needs import require
@@ -18,14 +18,19 @@ if __name__ == "__main__":
 
 from greenroom import __version__
 from greenroom.client_backup import Backup, Progress, fetch_backup
+from greenroom.client_jobs import wire_job
 from greenroom.client_submits import RESEND_S, Submits
 from greenroom.client_waits import SharedWaits
+from greenroom.default_client import set_default_client as set_default_client
 from greenroom.endpoint import find_endpoint
-from greenroom.errors import (BusyError, ConfigError, ConnectError, DrainingError, GreenroomError, InvalidError, JobFailedError,
+from greenroom.errors import (BusyError, ConfigError, ConnectError, DrainingError, GreenroomError, JobFailedError,
                               TlsError, from_wire)
-from greenroom.job import parse_new_job
 from greenroom.link import CONNECT_TIMEOUT_S, Backoff, Link
-from greenroom.protocol import VERSION, pack_value, unpack_value
+from greenroom.protocol import VERSION, unpack_value
+from greenroom.submit_options import check_names, wire_options
+
+#: What a job's task returns.
+Result = TypeVar("Result", covariant=True)
 
 
 class SubmitError(GreenroomError):
@@ -43,7 +48,7 @@ class SubmitError(GreenroomError):
         self.handles = [outcome for outcome in outcomes if isinstance(outcome, Handle)]
 
 
-class Handle:
+class Handle(Generic[Result]):
     """A job that the broker has accepted.
 
     Attributes:
@@ -59,7 +64,7 @@ class Handle:
     def __repr__(self) -> str:
         return f"<Handle of job {self.id}>"
 
-    def result(self, timeout: float | None = None) -> object:
+    def result(self, timeout: float | None = None) -> Result:
         """Wait for the job and return what its task returned; bytes if the result is raw.
 
         Args:
@@ -74,7 +79,7 @@ class Handle:
         view = next(self._client.wait([self.id], timeout))
         if "error" in view and "state" not in view:
             raise from_wire(view["error"])
-        return decode_result(view)
+        return cast(Result, decode_result(view))
 
     def status(self) -> dict:
         """Return the job's view as it is now (docs/protocol_v1.md, `get`). Raises NotFoundError or GoneError."""
@@ -135,9 +140,8 @@ class Client:
     def __exit__(self, *details: object) -> None:
         self.close()
 
-    def submit(self, task: str, payload: object = None, *, queue: str | None = None, priority: int | None = None,
-               delay: float | None = None, run_at: float | datetime | None = None, raw: bool = False,
-               timeout: float | None = None) -> Handle:
+    def submit(self, task: str, payload: object = None, *, raw: bool = False, answer_timeout: float | None = None,
+               **options: object) -> Handle:
         """Hand in one job and return its handle once the broker has it on disk.
 
         It is sent again, safely, when the answer is lost or the broker is busy.
@@ -146,56 +150,48 @@ class Client:
             task: the function that a worker runs.
             payload: a map of arguments (anything msgpack can carry; integers outside 64 bits become decimal strings); None:
                 an empty map. With `raw`: bytes.
-            queue, priority: default `default` and 5; priority 1 runs first, 10 last.
-            delay: seconds from now, or run_at: Unix seconds or a datetime, before which it does not run.
-            timeout: seconds until giving up; None: 300, and no more than that.
+            answer_timeout: seconds until giving up; None: 300, and no more than that.
+            options: those of the table in greenroom/job.py (docs/tasks.md has them all), such as queue, priority (1 runs
+                first, 10 last), delay in seconds or run_at, Unix seconds or a datetime, before which the job does not run.
 
         Raises:
+            TypeError: there is no such option.
             InvalidError, TooLargeError: the job is refused.
             FullError, StoreFullError, BusyError: the broker takes nothing (more); nothing was stored.
             ConnectError: no broker; nothing was stored.
             UnknownOutcomeError: it was sent and no answer came: it may or may not be stored.
         """
-        job = {"task": task, "payload": payload, "queue": queue, "priority": priority, "delay": delay, "run_at": run_at,
-               "raw": raw}
-        submits = Submits(self._connected, [_wire_job(job)], RESEND_S if timeout is None else timeout)
+        check_names(options, "submit")
+        job = wire_job({**options, "task": task, "payload": payload, "raw": raw})
+        submits = Submits(self._connected, [job], RESEND_S if answer_timeout is None else answer_timeout)
         submits.run()
         outcome = submits.outcomes[0] if submits.outcomes else submits.failure
         if isinstance(outcome, GreenroomError):
             raise outcome
         return Handle(self, outcome)
 
-    def submit_many(self, jobs: Iterable[dict | tuple], *, queue: str | None = None, priority: int | None = None,
-                    delay: float | None = None, run_at: float | datetime | None = None,
-                    timeout: float | None = None) -> list[Handle]:
+    def submit_many(self, jobs: Iterable[dict | tuple], *, answer_timeout: float | None = None, **options: object) -> list[Handle]:
         """Hand in many jobs, up to 1,000 a frame and a few frames at a time; the iterable is read as they are sent.
 
         Args:
-            jobs: `(task, payload)` tuples, or dicts with `task` and any of the arguments of `submit`.
-            queue, priority, delay, run_at: for jobs that do not say themselves.
-            timeout: seconds for each frame, as in `submit`.
+            jobs: `(task, payload)` tuples, or dicts with `task` and any of `payload`, `raw` and the options of `submit`.
+            answer_timeout: seconds for each frame, as in `submit`.
+            options: for jobs that do not say themselves.
 
         Returns:
             One handle for each job, in order.
 
         Raises:
+            TypeError: there is no such option.
             SubmitError: some were refused; it holds the outcome of each, and the handles of the accepted ones.
             GreenroomError: as `submit`, if one error refused them all.
         """
-        options = {"queue": queue, "priority": priority, "delay": delay, "run_at": run_at}
-        defaults = {name: value for name, value in options.items() if value is not None}
-        submits = Submits(self._connected, (_wire_job(job, defaults) for job in jobs), RESEND_S if timeout is None else timeout)
+        check_names(options, "submit_many")
+        defaults = wire_options(options)
+        submits = Submits(self._connected, (wire_job(job, defaults) for job in jobs),
+                          RESEND_S if answer_timeout is None else answer_timeout)
         submits.run()
-        outcomes = [Handle(self, outcome) if isinstance(outcome, int) else outcome for outcome in submits.outcomes]
-        errors = [outcome for outcome in outcomes if isinstance(outcome, GreenroomError)]
-        first = submits.failure or (errors[0] if errors else None)
-        if first is None:
-            return outcomes
-        if submits.failure is not None and all(outcome is first for outcome in outcomes):
-            raise first
-        error = SubmitError(f"{len(errors)} of {len(outcomes)} jobs were not accepted; the first: {first.message}", outcomes)
-        error.code = first.code
-        raise error from first
+        return handles_of(self, submits.outcomes, submits.failure)
 
     def handle(self, job_id: int) -> Handle:
         """Return a handle for a job that was submitted elsewhere. Does not ask the broker."""
@@ -370,6 +366,20 @@ class Client:
             self._begin()
 
 
+def handles_of(client: Client, outcomes: list[int | GreenroomError], failure: GreenroomError | None) -> list[Handle]:
+    """Return the handles of a submit_many (greenroom/client_submits.py has its outcomes and failure), or raise what it raises."""
+    made = [Handle(client, outcome) if isinstance(outcome, int) else outcome for outcome in outcomes]
+    errors = [outcome for outcome in made if isinstance(outcome, GreenroomError)]
+    first = failure or (errors[0] if errors else None)
+    if first is None:
+        return made
+    if failure is not None and all(outcome is first for outcome in made):
+        raise first
+    error = SubmitError(f"{len(errors)} of {len(made)} jobs were not accepted; the first: {first.message}", made)
+    error.code = first.code
+    raise error from first
+
+
 def decode_result(view: dict) -> object:
     """Return the result of a finished job's view. Raises JobFailedError unless it is completed, ValueError if a result that
     should be one msgpack value is not."""
@@ -381,57 +391,6 @@ def decode_result(view: dict) -> object:
     if result is None or view.get("result_encoding") == "raw":
         return result
     return unpack_value(result)
-
-
-def pack_payload(payload: object) -> bytes:
-    """Pack a payload; integers that msgpack cannot hold become decimal strings. Raises ValueError with a sentence."""
-    try:
-        return pack_value(payload)
-    except ValueError:
-        return pack_value(_shrink(payload, 0))
-
-
-def _shrink(value: object, depth: int) -> object:
-    if depth > 100:
-        return value  # the packer says what is wrong
-    if type(value) is int and not -2**63 <= value < 2**64:
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _shrink(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_shrink(item, depth + 1) for item in value]
-    return value
-
-
-_JOB_KEYS = {"task", "payload", "queue", "priority", "delay", "run_at", "raw"}
-
-
-def _wire_job(given: dict | tuple, defaults: dict | None = None) -> dict | GreenroomError:
-    """Turn what the caller gave into a job as the wire has it, checked; or return the error that refuses it."""
-    if isinstance(given, tuple) and len(given) == 2:
-        given = {"task": given[0], "payload": given[1]}
-    if not isinstance(given, dict) or "task" not in given:
-        return InvalidError("a job is a (task, payload) tuple or a dict with the key task", field="jobs")
-    if not given.keys() <= _JOB_KEYS:
-        unknown = sorted(map(str, given.keys() - _JOB_KEYS))
-        return InvalidError(f"a job has no option {unknown[0]!r}; it has {', '.join(sorted(_JOB_KEYS))}", field=unknown[0][:128])
-    named = {**defaults, **given} if defaults else given
-    job = {key: value for key, value in named.items() if value is not None and key not in ("payload", "raw")}
-    payload = given.get("payload")
-    try:
-        if given.get("raw"):
-            job["encoding"] = "raw"
-            job["payload"] = b"" if payload is None else payload
-        elif payload is not None:
-            job["payload"] = pack_payload(payload)
-        if isinstance(job.get("run_at"), datetime):
-            job["run_at"] = job["run_at"].timestamp()
-        parse_new_job(job, 2**32)
-    except (ValueError, OverflowError) as exc:
-        return InvalidError(f"payload: {exc}", field="payload")
-    except GreenroomError as exc:
-        return exc
-    return job
 
 
 def _is_too_large(view: dict) -> bool:

@@ -620,6 +620,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as exc:
         sys.stderr.write(f"worker: {exc.message}\n")
         return 2
+    # A task that enqueues jobs, in a child process too, does so at this worker's broker.
+    given = {"GREENROOM_URL": args.url, "GREENROOM_CA": args.ca, "GREENROOM_CERT": args.cert, "GREENROOM_KEY": args.key}
+    os.environ.update({variable: value for variable, value in given.items() if value})
     # Lines are written by a thread of their own: a pipe that nobody reads must not stop the heartbeats.
     lines = logs.set_up(args.log_level)
     lines.begin_with(f"[Worker {worker.name}] ")

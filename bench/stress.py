@@ -100,7 +100,7 @@ def work(client: Client, jobs: list[Job], timeout_s: float, tally: Tally) -> Non
     for job in jobs:
         began = time.perf_counter()
         try:
-            result = client.submit(job.task, job.payload, priority=job.priority, timeout=timeout_s).result(timeout_s)
+            result = client.submit(job.task, job.payload, priority=job.priority, answer_timeout=timeout_s).result(timeout_s)
             failure = "" if result == job.expected else f"returned {result!r:.60} instead of {job.expected!r:.60}"
         except GreenroomError as exc:
             failure = f"{type(exc).__name__}: {exc}"

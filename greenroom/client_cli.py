@@ -196,7 +196,7 @@ def _add_common(parser: argparse.ArgumentParser, *, is_top: bool) -> None:
 def do_submit(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`submit`: print the id, or with --wait the result."""
     handle = client.submit(args.task, _payload(args.payload), queue=args.queue, priority=args.priority, delay=args.delay,
-                           run_at=args.run_at, timeout=args.timeout or 30.0)
+                           run_at=args.run_at, answer_timeout=args.timeout or 30.0)
     if not args.wait:
         output.one({"id": handle.id}, text=str(handle.id))
         return DONE

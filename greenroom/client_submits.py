@@ -14,6 +14,7 @@ from greenroom.clock import Clock
 from greenroom.errors import (BusyError, ConnectError, DrainingError, GreenroomError, InvalidError, TooLargeError,
                               UnknownOutcomeError, from_wire)
 from greenroom.link import Answer, Backoff, Link
+from greenroom.protocol import pack_value
 
 #: A client sends the same submission again for so long at most (the broker remembers it for twice that).
 RESEND_S = 300.0
@@ -27,12 +28,22 @@ FRAME_BYTES = 2**20
 #: An upper bound of what a job adds to a frame besides its payload: keys, three names of 128 characters, numbers.
 JOB_BYTES = 512
 
+#: What that bound holds for. Other options may be long (lists of names, a key of 256 characters), and are packed to be measured.
+PLAIN = frozenset({"task", "payload", "encoding", "queue", "priority", "delay", "run_at"})
+
 _clock = Clock()
 
 
 def new_submission() -> bytes:
     """Return 16 bytes that no other frame has: 6 bytes of milliseconds since 1970, so that they are time-ordered, 10 random."""
     return int(_clock.now() * 1000).to_bytes(6, "big") + os.urandom(10)
+
+
+def reading_failed(exc: Exception) -> InvalidError:
+    """Return the failure of a submit whose iterable of jobs raised."""
+    failure = InvalidError(f"reading the jobs failed: {type(exc).__name__}: {exc}")
+    failure.__cause__ = exc
+    return failure
 
 
 class Frame:
@@ -103,13 +114,16 @@ class Submits:
                 self.outcomes.append(TooLargeError(f"payload has {payload_bytes} bytes, the limit is {most_payload}",
                                                    field="payload"))
                 continue
-            if frame.jobs and (len(frame.jobs) >= most_jobs or size + payload_bytes + JOB_BYTES > most_bytes):
+            job_bytes = payload_bytes + JOB_BYTES
+            if not job.keys() <= PLAIN:
+                job_bytes += len(pack_value({name: value for name, value in job.items() if name not in PLAIN}))
+            if frame.jobs and (len(frame.jobs) >= most_jobs or size + job_bytes > most_bytes):
                 yield frame
                 frame, size = Frame(self._timeout_s), 0
             self.outcomes.append(unanswered)
             frame.places.append(place)
             frame.jobs.append(job)
-            size += payload_bytes + JOB_BYTES
+            size += job_bytes
         if frame.jobs:
             yield frame
 
@@ -118,8 +132,7 @@ class Submits:
             yield from self._jobs
         except Exception as exc:
             # Raised by the caller's own iterable. What it gave before is submitted, so it must not be lost.
-            self.failure = InvalidError(f"reading the jobs failed: {type(exc).__name__}: {exc}")
-            self.failure.__cause__ = exc
+            self.failure = reading_failed(exc)
 
     def _send(self, frame: Frame) -> None:
         while True:

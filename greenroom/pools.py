@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from greenroom.errors import BusyError, DrainingError, ProtocolError
 from greenroom.protocol import FrameReader, encode_frame, pack_value, unpack_value
-from greenroom.tasks import BadPayloadError, CancelledTaskError, Context, PermanentError, Registry, TaskError, describe_error, run_task, wish_of
+from greenroom.task_outcomes import PermanentError, Snooze, TaskError, recorded_error, wish_of
+from greenroom.tasks import BadPayloadError, CancelledTaskError, Context, Registry, describe_error, run_task
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +70,13 @@ class Outcome(NamedTuple):
 
     job_id: int
     fence: int
-    kind: str  # "ack" | "fail" | "crash": a crash is a child process that died, no fault the task reported itself
+    kind: str  # "ack" | "fail" | "snooze" | "crash": a crash is a child process that died, no fault the task reported itself
     result: bytes | None  # the packed result of an ack
     encoding: str  # of the result, always "msgpack" so far
-    error: dict | None  # {"name", "message", "traceback"} unless ack
+    error: dict | None  # {"name", "message", "traceback"} of a fail or crash
     seconds: float  # how long the task ran
-    wish: dict | None = None  # of a fail: {"retry": false} or {"retry_at": seconds since 1970}
+    wish: dict | None = None  # of a fail: {"retry": False} or {"retry_at": seconds since 1970}
+    snooze_s: float | None = None  # of a snooze: seconds from now
 
     def settle_item(self) -> list:
         """Return it as the wire's settle has it."""
@@ -83,6 +85,8 @@ class Outcome(NamedTuple):
             return [*lease, "ack", self.result, self.encoding == "raw"]
         if self.kind == "fail":
             return [*lease, "fail", self.error] if self.wish is None else [*lease, "fail", self.error, self.wish]
+        if self.kind == "snooze":
+            return [*lease, "snooze", self.snooze_s]
         return [*lease, "crash"]
 
 
@@ -106,13 +110,32 @@ def execute(registry: Registry, item: RunItem, context: Context, *, max_result: 
     """Run one item here and now. Never raises: whatever the task raises, SystemExit too, is a "fail"."""
     started = time.monotonic()
     try:
-        result = _call(registry, item, context, max_result)
+        result = call_task(registry, item, context, max_result=max_result)
     except BaseException as exc:
-        return _outcome(item, "fail", error=describe_error(exc), seconds=time.monotonic() - started, wish=wish_of(exc))
+        return outcome_of(item, exc, time.monotonic() - started)
     return Outcome(item.job_id, item.fence, "ack", result, "msgpack", None, time.monotonic() - started)
 
 
-def _call(registry: Registry, item: RunItem, context: Context, max_result: int) -> bytes:
+def outcome_of(item: RunItem, exc: BaseException, seconds: float) -> Outcome:
+    """Return how a run ended that raised: a "snooze" if it asked for that, else a "fail"."""
+    if isinstance(exc, Snooze):
+        return Outcome(item.job_id, item.fence, "snooze", None, "msgpack", None, seconds, snooze_s=exc.seconds)
+    return _outcome(item, "fail", error=_described(exc), seconds=seconds, wish=wish_of(exc))
+
+
+def _described(exc: BaseException) -> dict[str, str]:
+    error = describe_error(recorded_error(exc))
+    return error if recorded_error(exc) is exc else {**error, "traceback": describe_error(exc)["traceback"]}
+
+
+def call_task(registry: Registry, item: RunItem, context: Context, *, max_result: int = DEFAULT_MAX_RESULT) -> bytes:
+    """Run one item here and now, and return its packed result.
+
+    Raises:
+        CancelledTaskError: the job was cancelled before it began.
+        BadPayloadError, ResultError, ResultTooLargeError: what goes in or comes out is not what the wire carries.
+        BaseException: whatever the task raises.
+    """
     if context.cancelled:
         raise CancelledTaskError("the job was cancelled before it began")
     payload: object = item.payload

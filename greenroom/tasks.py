@@ -18,8 +18,14 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import NoReturn, ParamSpec, TypeVar, overload
 
 from greenroom.errors import ConfigError
+from greenroom.submit_options import check_names
+from greenroom.task_functions import TaskFunction, Unique
+# Beside their use here: everything that a task module needs is imported from this one.
+from greenroom.default_client import set_default_client as set_default_client
+from greenroom.task_outcomes import DontRetry as DontRetry, PermanentError, Retry as Retry, Snooze, TaskError
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +39,6 @@ ERROR_TRACEBACK_LIMIT = 16_384
 FIBONACCI_LIMIT = 100_000
 PRIME_DIGITS_LIMIT = 2_000
 SLOW_TASK_LIMIT_S = 86_400
-
-
-class TaskError(Exception):
-    """Base of the errors with which a task run can end before, beside or instead of the task's own. Never on the wire:
-    the class name becomes the job's error name."""
-
-
-class PermanentError(TaskError):
-    """Base of those that come again however often the job is run: it is not tried again."""
 
 
 class BadPayloadError(PermanentError):
@@ -109,6 +106,10 @@ class Context:
             if self._event is None:
                 self._event = threading.Event()
         return self._event.wait(seconds)
+
+    def snooze(self, seconds: float) -> NoReturn:
+        """End this run; the job runs again in so many seconds, and no attempt is used up. Raises Snooze, which must leave the task."""
+        raise Snooze(seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +188,6 @@ class Registry:
             return dict(self._tasks)
 
     def _add(self, entry: Task) -> None:
-        if not isinstance(entry.name, str) or not TASK_NAME.fullmatch(entry.name):
-            raise ValueError(f"{entry.name!r} is not a task name: use 1 to 128 letters, digits and . _ : -")
         _check_function(entry.name, entry.fn)
         with self._lock:
             self._tasks[entry.name] = entry
@@ -221,16 +220,43 @@ def list_tasks() -> list[str]:
     return default_registry.list_tasks()
 
 
-def task(fn: Callable[..., object] | None = None, *, name: str | None = None) -> Callable[..., object]:
-    """Make a function a task: `@task`, or `@task(name="other.name")`. The function stays what it was.
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
-    Jobs call it with the keys of their payload, a map, as keyword arguments; a parameter annotated `Context` gets the run's
-    Context. See Registry.register_function for the errors.
+
+@overload
+def task(fn: Callable[_Arguments, _Result]) -> TaskFunction[_Arguments, _Result]: ...
+@overload
+def task(*, name: str | None = None, unique: Unique = None,
+         **options: object) -> Callable[[Callable[_Arguments, _Result]], TaskFunction[_Arguments, _Result]]: ...
+
+
+def task(fn=None, *, name=None, unique=None, **options):
+    """Make a function a task: `@task`, or `@task(name="other.name", queue="mail", retries=3)`.
+
+    What comes out can be called like the function, and has `enqueue`, `using` and `map` (TaskFunction). Jobs call it with the
+    keys of their payload, a map, as keyword arguments; a parameter annotated `Context` gets the run's Context.
+
+    Args:
+        name: of the task; None: the function's own.
+        unique: gives each job a `unique_key`: True makes it of the task and all arguments, a format string
+            (`"report:{user_id}"`) or a function of the arguments says it.
+        options: what its jobs are submitted with, as for Client.submit (docs/tasks.md).
+
+    Raises:
+        TypeError: there is no such option, or what register_function raises. InvalidError: an option's value is refused.
+        ValueError: as register_function, or a format string that names no parameter.
     """
-    def register(function: Callable[..., object]) -> Callable[..., object]:
+    check_names(options, "task")
+
+    def register(function: Callable[..., object]) -> TaskFunction:
+        function = function.__wrapped__ if isinstance(function, TaskFunction) else function
         chosen = name if name is not None else getattr(function, "__name__", "")
+        _check_function(chosen, function)
+        context = _read_parameters(chosen, function).context
+        made = TaskFunction(function, chosen, context=context, options=options, unique=unique)
         default_registry.register_function(chosen, function)
-        return function
+        return made
     return register if fn is None else register(fn)
 
 
@@ -261,11 +287,6 @@ def describe_error(exc: BaseException) -> dict[str, str]:
         "message": message[:ERROR_MESSAGE_LIMIT],
         "traceback": trace,
     }
-
-
-def wish_of(exc: BaseException) -> dict | None:
-    """Return what an error says of trying its job again, as the wire's settle has it; None: nothing."""
-    return {"retry": False} if isinstance(exc, PermanentError) else None
 
 
 def _safe_text(make: Callable[[], str], otherwise: str) -> str:
@@ -348,6 +369,8 @@ class _Parameters:
 
 
 def _check_function(name: str, fn: object) -> None:
+    if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a task name: use 1 to 128 letters, digits and . _ : -")
     if not callable(fn):
         raise TypeError(f"task {name} needs a function, not {_kind(fn)}")
     if inspect.iscoroutinefunction(fn):
@@ -374,9 +397,11 @@ def _read_parameters(name: str, fn: Callable[..., object]) -> _Parameters:
 def _is_context(annotation: object, namespace: dict[str, object]) -> bool:
     # Under `from __future__ import annotations` an annotation is text. It is looked up name by name, not evaluated: another
     # annotation that only a type checker can resolve must not break the task.
+    # `Context | None` counts too: such a function can also be called, and enqueued, without one.
     if not isinstance(annotation, str):
-        return annotation is Context
-    first, *rest = annotation.strip("\"' ").split(".")
+        return annotation is Context or annotation == Context | None
+    annotation = re.sub(r"\s*\|\s*None$", "", annotation.strip("\"' "))
+    first, *rest = annotation.split(".")
     if first not in namespace:
         return annotation.split(".")[-1] == "Context"
     found = namespace[first]

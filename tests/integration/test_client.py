@@ -12,6 +12,7 @@ import pytest
 from greenroom.client import Client, SubmitError
 from greenroom.errors import (BusyError, ConfigError, ConnectError, FinishedError, FullError, InvalidError, JobFailedError,
                               NotFoundError, TooLargeError, UnknownOutcomeError, WaitTimeoutError)
+from greenroom.job import OPTIONS, Option
 from greenroom.protocol import pack_value, unpack_value
 from tests.scripted import Background, Peer, Program, ScriptedBroker
 
@@ -93,10 +94,10 @@ def test_busy_and_unknown_are_tried_again_and_the_refused_frame_keeps_its_submis
 
 def test_an_answer_that_never_comes_is_an_unknown_outcome_and_endless_busy_is_busy(broker: ScriptedBroker,
                                                                                    client: Client) -> None:
-    call, peer, request = submitting(broker, client, "t", timeout=0.3)
+    call, peer, request = submitting(broker, client, "t", answer_timeout=0.3)
     with pytest.raises(UnknownOutcomeError):
         call.result()
-    call = Background(client.submit, "t", timeout=0.3)
+    call = Background(client.submit, "t", answer_timeout=0.3)
     request = peer.expect("submit")
     peer.refuse(request, "BUSY", retry_after_s=60)
     with pytest.raises(BusyError):
@@ -133,6 +134,27 @@ def test_frames_are_cut_by_bytes_too(broker: ScriptedBroker, client: Client) -> 
         peer.reply(request, jobs=list(range(1, sizes[-1] + 1)))
     assert sizes == [2, 2, 1]
     assert len(call.result()) == 5
+
+
+def test_frames_are_cut_by_long_options_too(broker: ScriptedBroker, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIONS, "retry_on", Option("retry_on", "list", lambda value: value, None, ""))
+    names = [f"{number:0>128}" for number in range(20)]
+    call = Background(client.submit_many, [("t", None)] * 1000, retry_on=names)
+    peer = broker.greeted()
+    sizes = []
+    while sum(sizes) < 1000:
+        request = peer.expect("submit")
+        sizes.append(len(request["jobs"]))
+        peer.reply(request, jobs=list(range(1, sizes[-1] + 1)))
+    assert sizes == [335, 335, 330] and request["jobs"][0] == {"task": "t", "retry_on": names}
+    assert len(call.result()) == 1000
+
+
+def test_an_option_that_does_not_exist_is_a_type_error(client: Client) -> None:
+    with pytest.raises(TypeError, match="submit has no option 'colour'"):
+        client.submit("t", {}, colour="red")
+    with pytest.raises(TypeError, match="submit_many has no option 'colour'"):
+        client.submit_many([], colour="red")
 
 
 def test_refused_jobs_do_not_cost_the_accepted_handles(broker: ScriptedBroker, client: Client) -> None:

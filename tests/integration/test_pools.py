@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[2]
 
 TASKS = '''
 import os, re, signal, subprocess, sys, time
-from greenroom.tasks import CancelledTaskError, Context, register_task, task
+from greenroom.tasks import CancelledTaskError, Context, DontRetry, Retry, register_task, task
+
+@task
+def own_end(how: str, context: Context) -> None:
+    if how == "snooze":
+        context.snooze(30)
+    if how == "give up":
+        raise DontRetry("no such address")
+    raise Retry(at=2e9)
 
 @task
 def add(a: int, b: int) -> int:
@@ -207,6 +215,22 @@ def test_whatever_a_task_raises_is_a_fail_and_the_slot_serves_on(kind: str, tmp_
         assert "5,003 bytes" in outcomes[5].error["message"] and "5,000 allowed" in outcomes[5].error["message"]
         assert "can't be decoded" in outcomes[7].error["message"]
         assert len(outcomes[10].result) == 5000
+        assert pool.stop(5) == []
+    """)
+
+
+@both_pools
+def test_a_task_ends_its_run_in_a_way_of_its_own(kind: str, tmp_path: Path) -> None:
+    run_script(kind, tmp_path, """
+        pool = make(1, done)
+        pool.start()
+        for job_id, how in enumerate(["snooze", "give up", "later"], 1):
+            pool.submit(item(job_id, "own_end", {"how": how}))
+        snooze, give_up, later = (o.settle_item() for o in done.wait(1, 2, 3))
+        assert snooze == [1, 1001, "snooze", 30.0]
+        assert give_up[:3] == [2, 1002, "fail"] and give_up[4] == {"retry": False}
+        assert (give_up[3]["name"], give_up[3]["message"]) == ("DontRetry", "no such address")
+        assert later[:3] == [3, 1003, "fail"] and later[4] == {"retry_at": 2e9}
         assert pool.stop(5) == []
     """)
 

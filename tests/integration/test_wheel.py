@@ -74,7 +74,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     for source in [*ROOT.glob("greenroom/stores/migrations/*.sql"), *ROOT.glob("webui/static/**/*.*")]:
         inside = source.relative_to(ROOT).as_posix()
         assert (inside if inside.startswith("greenroom/") else f"greenroom/{inside}") in names
-    unwanted = [name for name in names if name.endswith((".key", ".crt", ".pyc", ".db")) or "test" in name.lower()
+    for_users_tests = {"greenroom/testing.py", "greenroom/testing_broker.py", "greenroom/pytest_plugin.py"}
+    assert for_users_tests <= names
+    unwanted = [name for name in names - for_users_tests if name.endswith((".key", ".crt", ".pyc", ".db")) or "test" in name.lower()
                 or "__pycache__" in name or "/bench" in name or "/docs" in name or "/examples" in name]
     assert unwanted == []
 
@@ -109,3 +111,26 @@ def test_the_installed_modules_are_the_wheels_own(commands: Path, folder: Path) 
 
     assert done.returncode == 0, done.stderr
     assert str(commands.parent) in done.stdout
+
+
+def test_the_installed_pytest_plugin_starts_a_broker_and_a_worker(commands: Path, folder: Path) -> None:
+    (folder / "test_mine.py").write_text("""
+from greenroom.tasks import task
+
+@task
+def double(number: int) -> int:
+    return number * 2
+
+def test_at_once(greenroom_inline):
+    assert double.enqueue(4).result() == 8
+
+def test_for_real(greenroom_broker):
+    greenroom_broker.start_worker(__file__)
+    assert double.enqueue(4).result(timeout=30) == 8
+""")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("GREENROOM_", "PYTEST_"))}
+
+    done = subprocess.run([str(commands / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"], cwd=folder,
+                          env={**env, "PYTHONPATH": ""}, capture_output=True, text=True, timeout=100)
+
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr

@@ -16,7 +16,7 @@ from tests.scripted import Peer, Program, ScriptedBroker, make_certificates, unt
 
 TASKS = '''
 import os, threading, time
-from greenroom.tasks import Context, register_task, task, unregister_task
+from greenroom.tasks import Context, DontRetry, register_task, task, unregister_task
 
 @task
 def echo(text: str = "") -> str:
@@ -41,6 +41,14 @@ def spin(seconds: float) -> str:
 @task
 def die() -> None:
     os._exit(9)
+
+@task
+def own_end(how: str, context: Context) -> list:
+    if how == "snooze":
+        context.snooze(30)
+    if how == "look":
+        return [os.environ["GREENROOM_URL"], os.environ["GREENROOM_CA"]]
+    raise DontRetry("no such address")
 
 @task
 def swap() -> None:
@@ -106,7 +114,7 @@ def test_it_greets_reserves_its_slots_runs_and_settles(broker: ScriptedBroker, s
     assert (hello["role"], hello["name"], hello["leases"], len(hello["instance"])) == ("worker", "w1", [], 16)
     reserve = peer.expect("reserve")
     assert (reserve["n"], reserve["queues"], reserve["wait"]) == (3, ["a", "b"], 60)
-    assert reserve["tasks"] == ["die", "echo", "hold", "spin", "swap"]
+    assert reserve["tasks"] == ["die", "echo", "hold", "own_end", "spin", "swap"]
     peer.reply(reserve, jobs=[delivery(1, 10, "echo", text="x"), delivery(2, 11, "echo", other=1)])
     items = {}
     while len(items) < 2:
@@ -210,6 +218,25 @@ def test_refused_outcomes_are_dropped_or_turned_into_a_failure(broker: ScriptedB
     again = settled(peer)
     assert [item[:3] for item in again] == [[2, 11, "fail"]] and again[0][3]["name"] == "ResultTooLargeError"
     program.line_with("job 1 dropped: ack refused: late")
+
+
+def test_a_task_that_snoozes_or_gives_up_is_settled_so(broker: ScriptedBroker, start: Callable[..., Program]) -> None:
+    start("--concurrency", "1", "--pool", "process")
+    peer = broker.greeted()
+    peer.reply(peer.expect("reserve"), jobs=[delivery(1, 10, "own_end", how="snooze")])
+    assert settled(peer) == [[1, 10, "snooze", 30.0]]
+    peer.reply(peer.expect("reserve"), jobs=[delivery(2, 11, "own_end", how="give up")])
+    [[job, fence, kind, error, retry]] = settled(peer)
+    assert (job, fence, kind, error["name"], retry) == (2, 11, "fail", "DontRetry", {"retry": False})
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_its_tasks_find_its_broker_in_the_environment(broker: ScriptedBroker, start: Callable[..., Program], pool: str) -> None:
+    start("--concurrency", "1", "--pool", pool)
+    peer = broker.greeted()
+    peer.reply(peer.expect("reserve"), jobs=[delivery(1, 10, "own_end", how="look")])
+    [[*_, kind, result, _]] = settled(peer)
+    assert (kind, unpack_value(result)) == ("ack", [broker.url, broker.ca])
 
 
 def test_a_settle_that_was_busy_is_sent_again(broker: ScriptedBroker, start: Callable[..., Program]) -> None:
@@ -325,7 +352,7 @@ def test_tasks_that_come_and_go_are_told_at_once(broker: ScriptedBroker, start: 
             told = message["tasks"]
         elif message["verb"] == "settle":
             peer.reply(message, outcomes=["OK"])
-    assert told == ["die", "fresh", "hold", "spin", "swap"]
+    assert told == ["die", "fresh", "hold", "own_end", "spin", "swap"]
 
 
 def test_a_dead_child_process_is_settled_as_a_crash(broker: ScriptedBroker, start: Callable[..., Program]) -> None:

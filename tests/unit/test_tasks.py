@@ -180,7 +180,14 @@ def test_a_task_function_gets_the_context_where_it_is_annotated() -> None:
         return ctx.job_id, ctx.fence, ctx.cancelled, a
     as_class.__annotations__["ctx"] = Context
 
-    for fn in (as_text, with_module, as_class):
+    def optional(a: int, ctx: tasks.Context | None = None) -> tuple:
+        return ctx.job_id, ctx.fence, ctx.cancelled, a
+
+    def optional_class(a: int, ctx: object = None) -> tuple:
+        return ctx.job_id, ctx.fence, ctx.cancelled, a
+    optional_class.__annotations__["ctx"] = Context | None
+
+    for fn in (as_text, with_module, as_class, optional, optional_class):
         assert call(fn, {"a": 5}) == (7, 9, False, 5)
 
 
