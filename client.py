@@ -28,6 +28,7 @@ from greenroom.errors import (BusyError, ConfigError, ConnectError, DrainingErro
 from greenroom.link import CONNECT_TIMEOUT_S, Backoff, Link
 from greenroom.protocol import VERSION, unpack_value
 from greenroom.submit_options import check_names, wire_options
+from greenroom.unique import Duplicate
 
 #: What a job's task returns.
 Result = TypeVar("Result", covariant=True)
@@ -53,12 +54,14 @@ class Handle(Generic[Result]):
 
     Attributes:
         id: the job's number.
+        is_duplicate: the submit made no new job: this one has its unique key.
     """
 
-    __slots__ = ("id", "_client")
+    __slots__ = ("id", "is_duplicate", "_client")
 
-    def __init__(self, client: Client, job_id: int) -> None:
+    def __init__(self, client: Client, job_id: int, *, is_duplicate: bool = False) -> None:
         self.id = job_id
+        self.is_duplicate = is_duplicate
         self._client = client
 
     def __repr__(self) -> str:
@@ -94,6 +97,10 @@ class Handle(Generic[Result]):
         if isinstance(outcome, GreenroomError):
             raise outcome
         return outcome
+
+
+def _handle(client: Client, outcome: int | Duplicate) -> Handle:
+    return Handle(client, outcome) if isinstance(outcome, int) else Handle(client, outcome.job, is_duplicate=True)
 
 
 class Client:
@@ -168,7 +175,7 @@ class Client:
         outcome = submits.outcomes[0] if submits.outcomes else submits.failure
         if isinstance(outcome, GreenroomError):
             raise outcome
-        return Handle(self, outcome)
+        return _handle(self, outcome)
 
     def submit_many(self, jobs: Iterable[dict | tuple], *, answer_timeout: float | None = None, **options: object) -> list[Handle]:
         """Hand in many jobs, up to 1,000 a frame and a few frames at a time; the iterable is read as they are sent.
@@ -368,7 +375,7 @@ class Client:
 
 def handles_of(client: Client, outcomes: list[int | GreenroomError], failure: GreenroomError | None) -> list[Handle]:
     """Return the handles of a submit_many (greenroom/client_submits.py has its outcomes and failure), or raise what it raises."""
-    made = [Handle(client, outcome) if isinstance(outcome, int) else outcome for outcome in outcomes]
+    made = [outcome if isinstance(outcome, GreenroomError) else _handle(client, outcome) for outcome in outcomes]
     errors = [outcome for outcome in made if isinstance(outcome, GreenroomError)]
     first = failure or (errors[0] if errors else None)
     if first is None:

@@ -19,7 +19,7 @@ from greenroom.client_demo import run_demo
 from greenroom.clock import Clock
 from greenroom.errors import (ConfigError, ConnectError, GoneError, GreenroomError, JobFailedError, NotFoundError, TlsError,
                               WaitTimeoutError, from_wire)
-from greenroom.job import STATE_BY_LABEL
+from greenroom.job import OPTIONS, STATE_BY_LABEL, Extras
 
 DONE, JOB_FAILED, USAGE, NO_CONNECTION, TLS_REFUSED, NOT_THERE, TIMED_OUT, REFUSED = range(8)
 INTERRUPTED = 130  # as shells do: 128 and the number of SIGINT
@@ -131,6 +131,17 @@ def exit_code(exc: GreenroomError) -> int:
     return USAGE if exc.code == "INVALID" else TIMED_OUT if exc.code == "UNKNOWN" else REFUSED
 
 
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError("say yes or no")
+    return text == "yes"
+
+
+#: How the text of a rare option is read, by its kind in the table of options.
+_READ: dict[str, Callable[[str], object]] = {
+    "int": int, "seconds": float, "word": str, "text": str, "bool": _yes_or_no, "list of texts": lambda text: text.split(",")}
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; each command's function is `args.command(client, args, output)`."""
     top = argparse.ArgumentParser(prog="greenroom", allow_abbrev=False, epilog=EXIT_CODES,
@@ -154,6 +165,11 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("--delay", type=float, metavar="S", help="not before so many seconds from now")
     submit.add_argument("--run-at", type=_moment, metavar="T", help="not before: 2030-01-31T09:00 or Unix seconds")
     submit.add_argument("--wait", action="store_true", help="wait for the result and print it")
+    rare = submit.add_argument_group("rare options")
+    for option in (option for option in OPTIONS.values() if option.name in Extras._fields):
+        flag = "run-timeout" if option.name == "timeout" else option.name.replace("_", "-")  # --timeout is how long we wait
+        rare.add_argument(f"--{flag}", type=_READ[option.kind], dest=f"option_{option.name}", help=option.doc,
+                          metavar=option.kind.split()[-1].upper())
     for name, function, help_text in (("get", do_get, "show jobs"), ("wait", do_wait, "wait for jobs to finish"),
                                       ("cancel", do_cancel, "cancel jobs")):
         command(name, function, help_text).add_argument("ids", metavar="ID", nargs="+", type=_job_id)
@@ -196,7 +212,10 @@ def _add_common(parser: argparse.ArgumentParser, *, is_top: bool) -> None:
 def do_submit(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`submit`: print the id, or with --wait the result."""
     handle = client.submit(args.task, _payload(args.payload), queue=args.queue, priority=args.priority, delay=args.delay,
-                           run_at=args.run_at, answer_timeout=args.timeout or 30.0)
+                           run_at=args.run_at, answer_timeout=args.timeout or 30.0,
+                           **{name: getattr(args, f"option_{name}") for name in Extras._fields})
+    if handle.is_duplicate:
+        say(f"job {handle.id} has this unique key: no new one was made")
     if not args.wait:
         output.one({"id": handle.id}, text=str(handle.id))
         return DONE

@@ -14,6 +14,7 @@ from greenroom.clock import Clock
 from greenroom.errors import (BusyError, ConnectError, DrainingError, GreenroomError, InvalidError, TooLargeError,
                               UnknownOutcomeError, from_wire)
 from greenroom.link import Answer, Backoff, Link
+from greenroom.unique import Duplicate
 from greenroom.protocol import pack_value
 
 #: A client sends the same submission again for so long at most (the broker remembers it for twice that).
@@ -70,12 +71,12 @@ class Submits:
         timeout_s: for each frame, RESEND_S at most.
 
     Attributes:
-        outcomes: one for each job read so far: its id or an error.
+        outcomes: one for each job read so far: its id, the job that has its unique key, or an error.
         failure: the error of a whole frame that ended it all, or None; jobs not read by then were not submitted.
     """
 
     def __init__(self, connected: Callable[[float], Link], jobs: Iterable[dict | GreenroomError], timeout_s: float) -> None:
-        self.outcomes: list[int | GreenroomError] = []
+        self.outcomes: list[int | Duplicate | GreenroomError] = []
         self.failure: GreenroomError | None = None
         self._connected = connected
         self._jobs = jobs
@@ -177,7 +178,9 @@ class Submits:
     def _accept(self, frame: Frame, answer: dict) -> None:
         self._done(frame)
         for place, outcome in zip(frame.places, answer.get("jobs", ())):
-            self.outcomes[place] = outcome if isinstance(outcome, int) else from_wire(outcome)
+            duplicate = outcome.get("duplicate") if isinstance(outcome, dict) else None
+            self.outcomes[place] = (outcome if isinstance(outcome, int) else Duplicate(duplicate, outcome.get("state"))
+                                    if isinstance(duplicate, int) else from_wire(outcome))
 
     def _refused(self, frame: Frame, exc: GreenroomError) -> None:
         if isinstance(exc, (ConnectError, UnknownOutcomeError)):

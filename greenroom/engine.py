@@ -22,6 +22,7 @@ from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
 from greenroom.leases import LeaseRules, damaged_error
 from greenroom.sessions import Parked, Session
 from greenroom.records import Damaged, LaneCounts, Lost, Restored
+from greenroom.unique import Duplicate, taken_by
 
 
 _options_of = attrgetter("options")
@@ -56,6 +57,8 @@ class Engine(LeaseRules):
         self.aside.update(restored.damaged)
         for job_id, what in restored.damaged.items():
             self.note_damage(job_id, what)
+        for key, taken in restored.keys:
+            self.keys.take(key, taken)
         self._ask_scheduled()
         self.expiry.note(now)
 
@@ -82,13 +85,13 @@ class Engine(LeaseRules):
 
     # -- submit and cancel ------------------------------------------------------------------------------------------------
 
-    def submit(self, items: list[NewJob], now: float) -> list[int | FullError]:
-        """Accept new jobs; returns an id, or the error of that item, for each.
+    def submit(self, items: list[NewJob], now: float) -> list[int | Duplicate | FullError]:
+        """Accept new jobs; returns an id, the job that has its unique key already, or the error of that item, for each.
 
         Raises BusyError, FullError or DrainingError for all of them together, with nothing changed.
         """
         self.check_room(len(items), sum(len(item.payload) for item in items))
-        outcomes: list[int | FullError] = []
+        outcomes: list[int | Duplicate | FullError] = []
         touched: dict[Lane, None] = {}
         # Jobs that ask for the same are mostly neighbours; what they have in common is done once for all, which halves their cost.
         for options, run in groupby(items, key=_options_of):
@@ -98,11 +101,26 @@ class Engine(LeaseRules):
             except FullError as exc:
                 outcomes += [exc] * len(payloads)
                 continue
-            outcomes += [job.id for job in self._accept(options, payloads, lane, now)]
+            if options.extras is not None and options.extras.unique_key is not None:
+                outcomes += [self._accept_unique(options, payload, lane, now) for payload in payloads]
+            else:
+                outcomes += [job.id for job in self._accept(options, payloads, lane, now)]
             touched[lane] = None
         self._match(touched, now)
         self._keep_budget()
         return outcomes
+
+    def _accept_unique(self, options: JobOptions, payload: bytes, lane: Lane, now: float) -> int | Duplicate | FullError:
+        key = options.extras.unique_key
+        taken = self.keys.find(key, now)
+        if taken is not None:
+            job = self.jobs.get(taken.job)
+            return Duplicate(taken.job, None if job is None else job.state.label)
+        if self.keys.is_full(now):
+            return FullError(f"{len(self.keys)} unique keys are taken, the cap", field="unique_key", retry_after_s=5.0)
+        (job,) = self._accept(options, [payload], lane, now)
+        self.keys.take(key, taken_by(job))
+        return job.id
 
     def check_room(self, count: int, size: int) -> None:
         """Raise BusyError, FullError or DrainingError if so many jobs with so many bytes of payloads cannot be accepted now."""
@@ -227,6 +245,11 @@ class Engine(LeaseRules):
         if job.state not in RETRYABLE_STATES:
             raise ConflictError(f"job {job_id} is {job.state.label}: only what failed, was cancelled or expired can be retried")
         self.check_room(1, job.payload_bytes)
+        if job.extras is not None and job.extras.unique_key is not None:
+            taken = self.keys.find(job.extras.unique_key, now)
+            if taken is not None and taken.job != job_id:
+                raise ConflictError(f"job {taken.job} has the unique key of job {job_id} now")
+            self.keys.take(job.extras.unique_key, taken_by(job))
         self._attach(job)
         job.failures = job.crashes = 0
         job.failed_since = job.finished_at = job.run_at = job.expires_at = job.error = None

@@ -185,6 +185,9 @@ class Extras(NamedTuple):
     retry_never: tuple[str, ...] = ()
     expires_in: float | None = None
     timeout: float | None = None
+    unique_key: str | None = None
+    unique_for: float | None = None
+    unique_mode: str = "until_done"
 
 
 #: What jobs have that ask for none of them.
@@ -305,6 +308,18 @@ def _check_error_names(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _check_key(value: object) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= 256:
+        raise ValueError("must be a text of 1 to 256 characters")
+    return value
+
+
+def _check_unique_mode(value: object) -> str:
+    if value not in ("until_done", "throttle"):
+        raise ValueError("must be until_done or throttle")
+    return value
+
+
 BACKOFFS = ("none", "fixed", "linear", "exponential")
 _YEAR_S = 366 * 86400
 
@@ -327,6 +342,9 @@ OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("retry_never", "list of texts", _check_error_names, (), "names of errors after which it is never retried"),
     Option("expires_in", "seconds", _seconds(0.001, _YEAR_S), None, "expired, and never run, if not begun within so long from when it may run"),
     Option("timeout", "seconds", _seconds(0.001, _YEAR_S), None, "a run that takes longer has failed, whatever its worker says"),
+    Option("unique_key", "text", _check_key, None, "a submit is a duplicate while a job with this key is there; 1 to 256 characters"),
+    Option("unique_for", "seconds", _seconds(0.001, _YEAR_S), None, "the key is free again after so long, at the latest"),
+    Option("unique_mode", "word", _check_unique_mode, "until_done", "`until_done`: the key is free when its job is finished; `throttle`: only after `unique_for`"),
 )}
 
 #: Those that most jobs have, and the others, which are kept together (Extras).
@@ -398,5 +416,11 @@ def _check_new_job(get: Callable[[str], object]) -> tuple[JobOptions, bytes]:
         raise InvalidError("delay and run_at exclude each other", field="delay")
     if "attempts" in asked and "retry_for" in asked:
         raise InvalidError("attempts and retry_for exclude each other", field="retry_for")
+    if "unique_key" not in asked:
+        for name in ("unique_for", "unique_mode"):
+            if name in asked:
+                raise InvalidError(f"{name} needs a unique_key", field=name)
+    elif asked.get("unique_mode") == "throttle" and "unique_for" not in asked:
+        raise InvalidError("the unique_mode throttle needs unique_for", field="unique_for")
     extras = Extras(**asked) if asked else None
     return JobOptions(task, encoding == "raw", queue, priority, run_at, delay, None if extras == USUAL else extras), payload

@@ -24,6 +24,7 @@ from greenroom.retries import next_try
 from greenroom.scheduled import Scheduled
 from greenroom.sessions import Lease, Session
 from greenroom.tally import Tally
+from greenroom.unique import Keys
 
 #: After so many leases of a job were lost to dead or silent workers it is failed: it may be what kills them.
 MAX_CRASHES = 5
@@ -74,7 +75,7 @@ class LeaseRules:
     Attributes:
         effects: what is to be written, delivered and told; the pump takes it and puts a fresh one here.
         jobs: id -> every unfinished job in memory: running ones, and those in the windows.
-        lanes: (queue, task) -> Lane. expiry: when waiting jobs are looked through for those whose time to begin is over.
+        lanes: (queue, task) -> Lane. expiry: when waiting jobs are looked through for those whose time to begin is over. keys: unique keys.
         waiting, waiting_bytes: scheduled and queued jobs, in memory and in the store, and their payloads.
         totals: State -> jobs, over all lanes; see Lane.counts. requeues: how often jobs came back, ever.
         requeued_by: reason -> how often, since the start; also the reasons in RETURNS, which count as nothing else.
@@ -97,6 +98,7 @@ class LeaseRules:
         self.groups = Groups()
         self.scheduled = Scheduled()
         self.expiry = Expiry()
+        self.keys = Keys()
         self.sessions: dict[int, Session] = {}
         self.waiting = 0
         self.waiting_bytes = 0
@@ -463,6 +465,8 @@ class LeaseRules:
         if job.lane.is_idle:
             self._idle_lanes[job.lane] = None
         job.finished_at = now
+        if job.extras is not None and job.extras.unique_key is not None:
+            self.keys.finished(job)
         self.jobs.pop(job.id, None)
         self.effects.dirty[job.id] = job
         self.effects.finished.append(job)

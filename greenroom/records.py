@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from greenroom.job import Job
+from greenroom.unique import Taken
 
 
 class LaneCounts(NamedTuple):
@@ -51,6 +52,7 @@ class Restored(NamedTuple):
     leases: list[StoredLease]
     cancelled: list[Job]  # unfinished jobs without a lease whose cancel was requested
     damaged: dict[int, str] = {}  # id -> what, of jobs that were set aside before
+    keys: list[tuple[str, Taken]] = []  # unique keys that are taken
 
 
 class Submission(NamedTuple):

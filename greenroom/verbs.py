@@ -22,6 +22,7 @@ from greenroom.job import FINISHED_STATES, RUNNING, STATE_BY_LABEL, Job, NewJob,
 from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_list, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
 from greenroom.sessions import Session
+from greenroom.unique import Duplicate
 from greenroom.waits import ANSWER_BYTES, Wait, fitting
 
 log = logging.getLogger(__name__)
@@ -163,16 +164,19 @@ def _storing(desk: Desk, caller: Caller, request_id: int, outcomes: list[object]
         desk.batches.note_payloads(sum(len(item.payload) for item in part))
         desk.after_call()
         for place, result in zip(places[first:], results):
-            outcomes[place] = result if type(result) is int else _refused_job(desk, result)
+            outcomes[place] = result if type(result) is int else _told(desk, result)
     if submission is not None:
         desk.batches.remember(Submission(*submission, json.dumps(outcomes), now))
         desk.after_call()
     desk.batches.hold(caller, request_id, {"jobs": outcomes})
 
 
-def _refused_job(desk: Desk, error: GreenroomError) -> dict[str, object]:
-    desk.engine.tally.refuse_job(error.code)
-    return error_fields(error)
+def _told(desk: Desk, outcome: Duplicate | GreenroomError) -> dict[str, object]:
+    """Return the outcome of a job that was not accepted, as the wire has it."""
+    if isinstance(outcome, Duplicate):
+        return {"duplicate": outcome.job, "state": outcome.state}
+    desk.engine.tally.refuse_job(outcome.code)
+    return error_fields(outcome)
 
 
 def _cancel(desk: Desk, caller: Caller, request: Request) -> None:

@@ -35,7 +35,7 @@ def new_job(task: str = "t", payload: bytes = b"x", *, queue: str = "q", priorit
 class CrashStore(MemoryStore):
     """A memory store that forgets what was not committed when it crashes, and that nobody may touch during a COMMIT."""
 
-    _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_next", "_runs", "_expiring")
+    _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_next", "_runs", "_expiring", "_keys")
     _WITH_LISTS = ("_queued", "_counts", "_runs")
 
     def __init__(self, retention: Retention = Retention()) -> None:

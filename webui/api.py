@@ -134,6 +134,8 @@ class _Api:
             except ValueError as exc:
                 raise Refused("INVALID", f"payload is {exc}", field="payload") from None
         outcome = self._call("submit", {"jobs": [body]})["jobs"][0]
+        if isinstance(outcome, dict) and "duplicate" in outcome:
+            return {"id": outcome["duplicate"], "state": outcome["state"], "duplicate": True}
         if isinstance(outcome, dict):
             raise from_wire(outcome.get("error", outcome))
         bottle.response.status = 201

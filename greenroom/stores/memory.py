@@ -9,9 +9,10 @@ import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
-from greenroom.job import NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, STATES, Job, Run, State
+from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, STATES, Job, Run, State
 from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
+from greenroom.unique import Taken, taken_by
 
 _PAGE_SCAN_ROWS = 20_000
 _FIRST_FINISHED = State.COMPLETED
@@ -31,6 +32,7 @@ class MemoryStore:
         self._finished: list[tuple[float, int]] = []  # (finished_at, id), sorted
         self._counts: dict[tuple[str, str], list[int]] = {}  # lane -> by state (3: requeues), last waiting_bytes
         self._submissions: dict[bytes, Submission] = {}  # oldest first
+        self._keys: dict[str, Taken] = {}  # unique key -> who has it
         self._runs: dict[int, list[Run]] = {}  # job -> those that did not complete it, oldest first
         self._next = {"job": 1, "fence": 1}
         self._touched: set[int] = set()  # jobs that differ from what readers see
@@ -48,7 +50,7 @@ class MemoryStore:
             leases.append(StoredLease(_copy(self._jobs[job_id], small=True), fence, *holder))
         cancelled = [_copy(job, small=True) for job_id, job in sorted(self._jobs.items())
                      if job.cancel_requested and job.state < _FIRST_FINISHED and job_id not in self._leases]
-        return Restored(self._lane_counts(), leases, cancelled)
+        return Restored(self._lane_counts(), leases, cancelled, keys=list(self._keys.items()))
 
     def block(self, name: str, count: int) -> int:
         """Hand out `count` new numbers of this kind, "job" or "fence"; return the first."""
@@ -65,6 +67,7 @@ class MemoryStore:
                     known.update((run.attempt, run) for run in job.runs)
                     self._runs[job.id] = list(known.values())
                 job.runs = None
+            self._record_key(job)
             self._count(job)
             self._record_lease(job)
             row = _copy(job)
@@ -169,7 +172,10 @@ class MemoryStore:
             old.append(submission.id)
         for submission_id in old:
             del self._submissions[submission_id]
-        return len(gone) + len(old)
+        free = [key for key, taken in self._keys.items() if taken.until is not None and taken.until <= now]
+        for key in free:
+            del self._keys[key]
+        return len(gone) + len(old) + len(free)
 
     def reader(self) -> MemoryReader:
         """Open a view of what was committed."""
@@ -191,6 +197,16 @@ class MemoryStore:
         job.stored_state = int(recorded)
         job.stored_requeues = job.requeues
         job.result_bytes = 0 if job.result is None else len(job.result)
+
+    def _record_key(self, job: Job) -> None:
+        if job.extras is None or job.extras.unique_key is None:
+            return
+        is_over = job.state in FINISHED_STATES
+        if (not job.stored_state or job.stored_state >= _FIRST_FINISHED) and not (is_over and job.stored_state):
+            self._keys[job.extras.unique_key] = taken_by(job)
+        taken = self._keys.get(job.extras.unique_key)
+        if is_over and taken is not None and taken.job == job.id and taken.until_done:
+            del self._keys[job.extras.unique_key]
 
     def _record_lease(self, job: Job) -> None:
         lease = job.lease if job.state == State.RUNNING else None

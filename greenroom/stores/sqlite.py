@@ -33,6 +33,7 @@ from greenroom.stores.sqlite_reader import (
     next_number, number, payloads_by_id, with_payload)
 from greenroom.stores.sqlite_rows import Rows
 from greenroom.stores.sums import record_sum
+from greenroom.unique import Taken
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ _TAKE_EXPIRED = f"""SELECT {JOB_COLUMNS} FROM jobs INDEXED BY jobs_expiring LEFT
     WHERE {_EXPIRING} AND {_EXPIRES_AT} <= ? AND jobs.id NOT IN (SELECT job FROM damaged) ORDER BY {_EXPIRES_AT} LIMIT ?"""
 _NEXT_EXPIRY = f"""SELECT {_EXPIRES_AT} FROM jobs INDEXED BY jobs_expiring WHERE {_EXPIRING} AND {_EXPIRES_AT} IS NOT NULL
     ORDER BY {_EXPIRES_AT} LIMIT 1"""
+_KEYS = "SELECT CAST(key AS BLOB), job, until, until_done, sum FROM unique_keys"
 _LEASES = f"""SELECT leases.job, leases.fence, leases.instance, CAST(leases.worker AS BLOB), leases.granted_at, leases.sum,
     {JOB_COLUMNS}
     FROM leases LEFT JOIN jobs ON jobs.id = leases.job LEFT JOIN lanes ON lanes.id = jobs.lane ORDER BY leases.job"""
@@ -267,7 +269,7 @@ class SqliteStore:
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, a slice a call; 0 when there is nothing more to do now."""
         self._write()
-        return self._prune_submissions(now, limit) + self._prune_jobs(now, limit)
+        return self._prune_submissions(now, limit) + self._prune_keys(now, limit) + self._prune_jobs(now, limit)
 
     def reader(self) -> SqliteReader:
         """Open another read-only connection."""
@@ -324,7 +326,7 @@ class SqliteStore:
         self._sweep, self._sweep_at, self._oldest = None, 0.0, 0.0
         damaged = dict(self._query("SELECT job, what FROM damaged", ()))
         cancelled = [job for job in map(job_from_row, self._query(_CANCELLED, ())) if not job.damage and job.id not in damaged]
-        return Restored(lanes, self._restore_leases(), cancelled, damaged)
+        return Restored(lanes, self._restore_leases(), cancelled, damaged, self._restore_keys())
 
     def _restore_numbers(self) -> None:
         """Check the numbers that must survive: a damaged one ends the start here."""
@@ -364,6 +366,16 @@ class SqliteStore:
             leases.append(StoredLease(job, fence, instance, worker.decode(), granted_at))
         return leases
 
+    def _restore_keys(self) -> list[tuple[str, Taken]]:
+        keys = []
+        for key, job, until, until_done, expected in self._query(_KEYS, ()):
+            key, until_done = key.decode("utf-8", "replace"), until_done == 1
+            if expected == record_sum(key, job, until, until_done):
+                keys.append((key, Taken(job, until, until_done)))
+            else:
+                log.error("a unique key of job %d on disk is damaged: it is free now", job)
+        return keys
+
     def _query_on(self, db: apsw.Connection) -> Query:
         def query(sql: str, bindings: tuple | dict) -> list[tuple]:
             try:
@@ -396,6 +408,13 @@ class SqliteStore:
         if old:
             self._begin()
             self._db.executemany("DELETE FROM submissions WHERE id = ?", old)
+        return len(old)
+
+    def _prune_keys(self, now: float, limit: int) -> int:
+        old = self._query("SELECT key FROM unique_keys WHERE until <= ? LIMIT ?", (now, limit))
+        if old:
+            self._begin()
+            self._db.executemany("DELETE FROM unique_keys WHERE key = ?", old)
         return len(old)
 
     def _prune_jobs(self, now: float, limit: int) -> int:

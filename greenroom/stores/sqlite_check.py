@@ -104,6 +104,7 @@ def numbers(query: Query) -> Iterator[str]:
 def sums(query: Query) -> Iterator[str]:
     """Check every row against its checksum."""
     for name, columns in (("lanes", "id, queue, task"), ("leases", "job, fence, instance, CAST(worker AS BLOB), granted_at"),
+                          ("unique_keys", "CAST(key AS BLOB), job, until, until_done"),
                           ("runs", "job, attempt, worker, started_at, ended_at, outcome, error")):
         for *values, expected in query(f"SELECT {columns}, sum FROM {name}", ()):
             if expected not in (None, record_sum(*values)):

@@ -16,6 +16,7 @@ from greenroom.job import COMPLETED, QUEUED, RUNNING, SMALL_BYTES, STATES, Job
 from greenroom.records import Submission
 from greenroom.stores.extras import pack_extras
 from greenroom.stores.sums import data_sum, lane_seed, record_sum, row_sum, row_sum_of_new
+from greenroom.unique import taken_by
 
 #: Runs one SQL statement with its bindings.
 Execute = Callable[[str, "list | tuple"], object]
@@ -72,6 +73,8 @@ class Rows:
         self._held: dict[int, tuple] = {}  # job -> row of its lease
         self._gone: dict[int, None] = {}  # jobs whose lease ended
         self._runs: list[object] = []
+        self._keys: dict[str, tuple] = {}  # unique key -> its row
+        self._freed: list[tuple[str, int]] = []  # … and those of finished jobs
         self._submissions: list[object] = []
         self._changes: dict[int, list[int]] = {}  # lane -> by state, how many more; at 3 requeues, last waiting_bytes
 
@@ -114,6 +117,8 @@ class Rows:
                 self._note_lease(job)
             if job.runs:
                 self._note_runs(job)
+            if job.extras is not None and job.extras.unique_key is not None:
+                self._note_key(job, stored, recorded)
             self.count += 1
 
     def _lane(self, queue: str, task: str) -> tuple[int, list[int], int]:
@@ -169,6 +174,17 @@ class Rows:
             self._gone[job.id] = None
             job.stored_lease = 0
 
+    def _note_key(self, job: Job, stored: int, recorded: int) -> None:
+        """A key is taken by a job that is new or retried, and freed by one that is finished, if that ends it."""
+        extras = job.extras
+        if not stored or stored >= _FIRST_FINISHED > recorded:
+            row = (extras.unique_key, *taken_by(job))
+            self._keys[extras.unique_key] = (*row, record_sum(*row))
+        if recorded >= _FIRST_FINISHED and extras.unique_mode == "until_done":
+            self._freed.append((extras.unique_key, job.id))
+            if self._keys.get(extras.unique_key, (None, None))[1] == job.id:
+                del self._keys[extras.unique_key]
+
     def _note_runs(self, job: Job) -> None:
         for run in job.runs:
             row = (job.id, *run[:-1], None if run.error is None else json.dumps(run.error))
@@ -194,6 +210,10 @@ class Rows:
         _write(execute, "DELETE FROM leases WHERE job IN (VALUES ", 1, ")", list(self._gone))
         _write(execute, "INSERT OR REPLACE INTO runs (job, attempt, worker, started_at, ended_at, outcome, error, sum) VALUES ", 8, "",
                self._runs, heavy=6)
+        for freed in self._freed:
+            execute("DELETE FROM unique_keys WHERE key = ? AND job = ?", freed)
+        _write(execute, "INSERT OR REPLACE INTO unique_keys (key, job, until, until_done, sum) VALUES ", 5, "",
+               list(chain.from_iterable(self._keys.values())))
         _write(execute, "INSERT OR REPLACE INTO submissions (id, body_hash, outcome, created_at, sum) VALUES ", 5, "",
                self._submissions)
         for lane, changes in self._changes.items():

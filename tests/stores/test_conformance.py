@@ -13,6 +13,7 @@ import pytest
 from greenroom.job import Extras, Job, Run, State, rank_of
 from greenroom.records import Damaged, Lost, Submission
 from greenroom.stores import Retention, Store, open_store
+from greenroom.unique import Taken
 
 NOW = 1_000_000.0
 HOUR = 3600.0
@@ -117,7 +118,7 @@ def house(build: Callable[..., House]) -> House:
 
 
 def test_a_new_store_is_empty(house: House) -> None:
-    assert house.restored == ([], [], [], {})
+    assert house.restored == ([], [], [], {}, [])
     assert house.store.take("default", "t", -2**63, 10) == []
     assert house.store.prune(NOW, 100) == 0
 
@@ -778,3 +779,34 @@ def test_waiting_jobs_that_should_have_begun_are_found_soonest_first(house: Hous
     house.save(finish(soon, state=State.EXPIRED, result=None))
     assert house.store.next_expiry() == NOW + 5
     assert house.store.reader().counts()[0].expired == 1
+
+
+def test_unique_keys_are_kept_until_their_jobs_are_finished_or_their_time_is_over(house: House) -> None:
+    def unique(key: str, **extras: object) -> Job:
+        job = house.new()
+        job.extras = Extras(unique_key=key, **extras)
+        return job
+
+    held, done, thrown, at_once = unique("held"), unique("done"), unique("thrown \u00e9", unique_mode="throttle", unique_for=60.0), unique("at once")
+    house.save(held, done, thrown)
+    house.save(finish(done), finish(thrown), finish(at_once))
+    again = unique("done")
+    house.save(again)
+    house.reopen()
+
+    assert dict(house.restored.keys) == {"held": Taken(held.id, None, True), "thrown \u00e9": Taken(thrown.id, NOW + 60.0, False),
+                                         "done": Taken(again.id, None, True)}
+    while house.store.prune(NOW + 61.0, 10):
+        house.store.commit()
+    house.reopen()
+    assert {key for key, _ in house.restored.keys} == {"held", "done"}
+
+
+def test_a_key_may_change_hands_in_one_batch(house: House) -> None:
+    first, second = house.new(), house.new()
+    first.extras = second.extras = Extras(unique_key="k")
+    house.save(first)
+    house.save(finish(first), second)
+    house.reopen()
+
+    assert house.restored.keys == [("k", Taken(second.id, None, True))]
