@@ -22,7 +22,7 @@ import apsw
 
 from greenroom.errors import StoreError
 from greenroom.job import SMALL_BYTES, Job, State
-from greenroom.records import Damaged, Lost, Restored, StoredLease, Submission
+from greenroom.records import Damaged, Lost, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.stores.sqlite_check import check_at_start, counters, log_rest, pages, schema
 from greenroom.stores.sqlite_opening import (
@@ -30,7 +30,7 @@ from greenroom.stores.sqlite_opening import (
     set_pragmas, skip_numbers, sync_folder)
 from greenroom.stores.sqlite_reader import (
     JOB_COLUMNS, JOB_COLUMNS_WHOLE_PAYLOAD, JOBS_AND_LANES, Query, SqliteReader, job_from_row, jobs_by_id, lane_counts,
-    next_number, number, payloads_by_id, with_payload)
+    next_number, number, payloads_by_id, schedules, with_payload)
 from greenroom.stores.sqlite_rows import Rows
 from greenroom.stores.sums import record_sum
 
@@ -161,6 +161,11 @@ class SqliteStore:
         """Note what to write of these jobs and submissions."""
         self._rows.add(jobs)
         self._rows.add_submissions(submissions)
+
+    @_guarded
+    def apply_schedules(self, changes: dict[str, StoredSchedule | None]) -> None:
+        """Note what to write of these schedules; None: there is none of that name any more."""
+        self._rows.add_schedules(changes)
 
     def unwritten(self) -> int:
         """Jobs applied whose statements have not run."""
@@ -324,7 +329,7 @@ class SqliteStore:
         self._sweep, self._sweep_at, self._oldest = None, 0.0, 0.0
         damaged = dict(self._query("SELECT job, what FROM damaged", ()))
         cancelled = [job for job in map(job_from_row, self._query(_CANCELLED, ())) if not job.damage and job.id not in damaged]
-        return Restored(lanes, self._restore_leases(), cancelled, damaged)
+        return Restored(lanes, self._restore_leases(), cancelled, damaged, schedules(self._query))
 
     def _restore_numbers(self) -> None:
         """Check the numbers that must survive: a damaged one ends the start here."""

@@ -19,7 +19,7 @@ from greenroom.errors import StoreError
 from greenroom.stores.sqlite_log import count_valid, look_behind, valid_frames
 from greenroom.stores.sqlite_opening import (
     BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, LOCK, MIGRATIONS, check_header, run_migration, sentence)
-from greenroom.stores.sqlite_reader import JOB_COLUMNS, JOBS_AND_LANES, WHOLE_PAYLOAD, WHOLE_RESULT, Query, job_from_row
+from greenroom.stores.sqlite_reader import JOB_COLUMNS, JOBS_AND_LANES, WHOLE_PAYLOAD, WHOLE_RESULT, Query, job_from_row, schedules
 from greenroom.stores.sums import record_sum
 
 
@@ -123,6 +123,10 @@ def sums(query: Query) -> Iterator[str]:
         values[2] = values[2].decode("utf-8", "replace")
         if expected not in (None, record_sum(*values)):
             yield f"submissions: the row of {values[0].hex()} does not match its checksum"
+    if query("SELECT 1 FROM sqlite_schema WHERE name = 'schedules'", ()):  # not before schema 5
+        for record in schedules(query):
+            if record.is_damaged:
+                yield f"schedules: the row of {record.name!r} does not match its checksum"
 
 
 CHECKS: dict[str, Callable[[Query], Iterator[str]]] = {
