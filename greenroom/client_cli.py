@@ -15,7 +15,7 @@ from datetime import datetime
 
 from greenroom import tables
 from greenroom.client import Client, decode_result
-from greenroom.client_cli_schedules import add_schedule_commands
+from greenroom.client_cli_schedules import Ways, add_schedule_commands
 from greenroom.client_demo import run_demo
 from greenroom.clock import Clock
 from greenroom.errors import (ConfigError, ConnectError, GoneError, GreenroomError, JobFailedError, NotFoundError, TlsError,
@@ -175,7 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
     backup = command("backup", do_backup, "copy the broker's store into a file, while it runs")
     backup.add_argument("file", metavar="FILE")
     backup.add_argument("--force", action="store_true", help="replace a file that is there")
-    add_schedule_commands(command, _payload, _positive)
+    add_schedule_commands(command, Ways(_payload, _positive, readable))
     command("demo", do_demo, "show that an urgent job overtakes a waiting one")
     return top
 

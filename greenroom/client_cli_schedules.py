@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from greenroom import tables
 from greenroom.client import Client
@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 _DEFINING = ("cron", "every", "timezone", "task", "payload", "queue", "priority", "overlap", "missed", "missed_max")
 
 
-def add_schedule_commands(command: Callable[..., argparse.ArgumentParser], read_payload: Callable[[str | None], object],
-                          positive: Callable[[str], int]) -> None:
+class Ways(NamedTuple):
+    """How the command line reads and shows what schedules have in common with jobs."""
+
+    read_payload: Callable[[str | None], object]
+    positive: Callable[[str], int]
+    readable: Callable[[dict], dict]
+
+
+def add_schedule_commands(command: Callable[..., argparse.ArgumentParser], ways: Ways) -> None:
     """Add both commands.
 
     Args:
         command: adds one: name, function and help in, parser out.
-        read_payload, positive: how a payload and a count are read.
     """
     command("schedules", do_schedules, "list schedules").add_argument(
-        "-n", type=positive, default=1000, metavar="COUNT", help="at most so many, default 1000")
-    one = command("schedule", lambda client, args, output: do_schedule(client, args, output, read_payload),
+        "-n", type=ways.positive, default=1000, metavar="COUNT", help="at most so many, default 1000")
+    one = command("schedule", lambda client, args, output: do_schedule(client, args, output, ways),
                   "show, make, replace or change a schedule")
     one.add_argument("name", metavar="NAME")
     one.add_argument("payload", metavar="JSON", nargs="?", help="with --task: a map of arguments; - reads it from stdin")
@@ -43,7 +49,7 @@ def add_schedule_commands(command: Callable[..., argparse.ArgumentParser], read_
     one.add_argument("--overlap", choices=["skip", "queue", "replace"],
                      help="when the previous job is unfinished: no new one (default), a new one all the same, or one in its place")
     one.add_argument("--missed", choices=["skip", "once", "all"], help="runs that fell into a downtime: none, one for all (default), each")
-    one.add_argument("--missed-max", type=positive, metavar="N", help="with --missed all: the last N at most, default 10")
+    one.add_argument("--missed-max", type=ways.positive, metavar="N", help="with --missed all: the last N at most, default 10")
     action = one.add_mutually_exclusive_group()
     action.add_argument("--run", action="store_true", help="submit its job once, now; prints the job's id")
     action.add_argument("--pause", metavar="REASON", help="submit nothing until --resume")
@@ -57,7 +63,7 @@ def do_schedules(client: Client, args: argparse.Namespace, output: Output) -> in
     return 0
 
 
-def do_schedule(client: Client, args: argparse.Namespace, output: Output, read_payload: Callable[[str | None], object]) -> int:
+def do_schedule(client: Client, args: argparse.Namespace, output: Output, ways: Ways) -> int:
     """`schedule`: act on one, make it, or show it."""
     given = {name: getattr(args, name) for name in _DEFINING if getattr(args, name) is not None}
     acts = args.run or args.resume or args.delete or args.pause is not None
@@ -66,28 +72,37 @@ def do_schedule(client: Client, args: argparse.Namespace, output: Output, read_p
     if given:
         if "task" not in given or not ("cron" in given or "every" in given):
             raise ConfigError("a schedule needs --task, and --cron or --every")
-        given["payload"] = read_payload(given.get("payload"))
-        output.one(_readable(client.schedule(args.name, **given)))
+        given["payload"] = ways.read_payload(given.get("payload"))
+        _show(client.schedule(args.name, **given), output, ways)
     elif args.run:
         handle = client.run_schedule(args.name)
         output.one({"id": handle.id}, text=str(handle.id))
     elif args.delete:
         client.delete_schedule(args.name)
         output.one({"name": args.name, "deleted": True}, text="")
-    elif args.resume or args.pause is not None:
-        output.one(_readable(client.resume_schedule(args.name) if args.resume else client.pause_schedule(args.name, args.pause)))
+    elif args.pause is not None:
+        _show(client.pause_schedule(args.name, args.pause), output, ways)
+    elif args.resume:
+        _show(client.resume_schedule(args.name), output, ways)
     else:
-        output.one(_readable(client.get_schedule(args.name)))
+        _show(client.get_schedule(args.name), output, ways)
     return 0
 
 
-def _readable(schedule: dict) -> dict:
-    """Return a schedule for people: its payload decoded where it is one msgpack value, its runs as times."""
-    from greenroom.client_cli import readable  # it imports this module
-    job = schedule.get("job") or {}
-    shown = readable({**schedule, "encoding": job.get("encoding")}) if "payload" in schedule else dict(schedule)
-    shown.pop("encoding", None)
-    return shown
+def _show(schedule: dict, output: Output, ways: Ways) -> None:
+    """Print one: its payload decoded where it is one msgpack value; for people its times as times, one run a line."""
+    if "payload" in schedule:
+        shown = ways.readable({**schedule, "encoding": (schedule.get("job") or {}).get("encoding")})
+        schedule = {**schedule, "payload": shown["payload"]}
+    rows: list[list[object]] = []
+    for field, value in schedule.items():
+        if field == "next_runs":
+            rows += [["run", tables.moment(at)] for at in value]
+        elif field == "job":
+            rows += [[f"job.{name}", option] for name, option in value.items()]
+        elif value is not None:
+            rows.append([field, tables.moment(value) if field.endswith("_at") else value])
+    output.one(schedule, text=tables.render(["field", "value"], rows))
 
 
 def _when(schedule: dict) -> str:
