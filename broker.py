@@ -15,7 +15,7 @@ if __name__ == "__main__":
     _sys.path.insert(0, _os.path.dirname(_os.path.abspath(__file__)))
     from greenroom.needs import require
 
-    require("gevent", "bottle", "msgpack", "apsw", "cryptography", "prometheus_client")
+    require("gevent", "bottle", "msgpack", "apsw", "cryptography", "prometheus_client", "cronsim")
     from gevent import monkey
 
     monkey.patch_all()
@@ -222,7 +222,7 @@ class Broker:
             DiskRoom(self.settings.data).release_if_short()
         restored = self.store.open()
         try:
-            self.engine.restore(restored, self.clock.now(), self.settings.restart_grace_s)
+            self.dispatch.restore(restored, self.settings.restart_grace_s)
             self.dispatch.start()
             self.sessions.start(self.fail)
             self._bind(self.listener.start, self.settings.host, self.settings.port, "--port")

@@ -19,12 +19,13 @@ if __name__ == "__main__":
 from greenroom import __version__
 from greenroom.client_backup import Backup, Progress, fetch_backup
 from greenroom.client_jobs import wire_job
+from greenroom.client_schedules import ScheduleCalls
 from greenroom.client_submits import RESEND_S, Submits
 from greenroom.client_waits import SharedWaits
 from greenroom.default_client import set_default_client as set_default_client
 from greenroom.endpoint import find_endpoint
 from greenroom.errors import (BusyError, ConfigError, ConnectError, DrainingError, GreenroomError, JobFailedError,
-                              TlsError, from_wire)
+                              TlsError, UnknownOutcomeError, from_wire)
 from greenroom.link import CONNECT_TIMEOUT_S, Backoff, Link
 from greenroom.protocol import VERSION, unpack_value
 from greenroom.submit_options import check_names, wire_options
@@ -103,7 +104,7 @@ def _handle(client: Client, outcome: int | Duplicate) -> Handle:
     return Handle(client, outcome) if isinstance(outcome, int) else Handle(client, outcome.job, is_duplicate=True)
 
 
-class Client:
+class Client(ScheduleCalls):
     """A connection to a broker, made at the first use and made again when it is lost. Share one among threads or greenlets.
 
     The first connection must succeed at once, so that a wrong address is told and not waited for. Later a broker that
@@ -272,6 +273,39 @@ class Client:
         """Return the connected workers and what they run (docs/protocol_v1.md, section 9)."""
         return self._call({"verb": "workers"})["workers"]
 
+    def schedule(self, name: str, task: str, payload: object = None, *, cron: str | None = None, every: str | None = None,
+                 timezone: str | None = None, overlap: str | None = None, missed: str | None = None, missed_max: int | None = None,
+                 **options: object) -> dict:
+        """Make a schedule, or replace the one of this name, and return it (docs/protocol_v1.md, `schedules`).
+
+        Putting the same again changes nothing, so a program may do it at each start.
+
+        Args:
+            task, payload, options: the job to submit, as in `submit`; without `delay` and `run_at`.
+            cron: "minute hour day month weekday", in the time zone (an IANA name; None: UTC), or every: "10s", "5m", "2h", "1d".
+            overlap: while the previous job is unfinished: "skip" the run (the default), "queue" the job all the same, or "replace"
+                (cancel the previous one).
+            missed: of runs that fell into a time when the broker was down: "skip" all, run "once" (the default), or "all", that is
+                the last `missed_max` (10).
+
+        Raises InvalidError, TooLargeError, FullError.
+        """
+        job = wire_job({"task": task, "payload": payload, **options})
+        if isinstance(job, GreenroomError):
+            raise job
+        fields = {"cron": cron, "every": every, "timezone": timezone, "overlap": overlap, "missed": missed, "missed_max": missed_max}
+        given = {key: value for key, value in fields.items() if value is not None}
+        return self._call({"verb": "schedule_put", "name": name, "job": job, **given})["schedule"]
+
+    def run_schedule(self, name: str) -> Handle:
+        """Submit a schedule's job once, now, whatever its plan says and whether it is paused.
+
+        Raises:
+            NotFoundError: no such schedule.
+            UnknownOutcomeError: it was sent and no answer came: the job may or may not be stored.
+        """
+        return Handle(self, self._run_schedule(name))
+
     def stats(self) -> dict:
         """Return the broker's counts (docs/protocol_v1.md, section 9)."""
         stats = self._call({"verb": "stats"})
@@ -331,6 +365,15 @@ class Client:
                 if isinstance(exc, TlsError) or time.monotonic() + pause_s >= deadline:
                     raise
                 time.sleep(pause_s)
+
+    def _call_once(self, message: dict) -> dict:
+        """Ask something that must not be asked twice."""
+        deadline = time.monotonic() + self.timeout
+        link = self._connected(deadline)
+        try:
+            return link.call(message, max(0.001, deadline - time.monotonic()))
+        except ConnectError as exc:
+            raise UnknownOutcomeError(f"{message['verb']} was sent and no answer came: {exc.message}") from exc
 
     def _connected(self, deadline: float) -> Link:
         """Return the open link, connecting first if there is none. Raises ConnectError, at the latest at `deadline`."""

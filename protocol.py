@@ -15,6 +15,8 @@ import msgpack
 from greenroom.errors import (GreenroomError, InvalidError, ProtocolError, TooLargeError, UnknownVerbError, VersionError)
 from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL, check_name, is_number
 from greenroom.records import SettleItem
+from greenroom.schedule_limits import (DEFAULT_MISSED, MAX_CRON_CHARACTERS, MAX_EVERY_CHARACTERS, MAX_MISSED, MAX_REASON_CHARACTERS,
+                                       MAX_ZONE_CHARACTERS, MISSED, OVERLAPS)
 
 VERSION = 1
 DEFAULT_PORT = 65432
@@ -388,8 +390,15 @@ def _instance(value: object) -> bytes:
     return value
 
 
+def _map(value: object) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError("must be a map")
+    return value
+
+
 _WAIT = Field("wait", _seconds(0, DEFAULT_LIMITS.wait), 0.0)
 _JOB_IDS = Field("jobs", _ids, required=True)
+_SCHEDULE = Field("name", check_name, required=True)
 
 #: Verb -> its fields. The specification's tables say the same; a test compares them.
 VERBS: dict[str, tuple[Field, ...]] = {
@@ -424,6 +433,16 @@ VERBS: dict[str, tuple[Field, ...]] = {
     "backup": (
         Field("step", _word("begin", "read", "end"), required=True), Field("backup", _sixteen, required=True),
         Field("offset", _integer(0, NUMBER_LIMIT - 1), 0), Field("size", _integer(1, BACKUP_PIECE_BYTES), BACKUP_PIECE_BYTES)),
+    "schedules": (
+        Field("name", check_name), Field("after", check_name), Field("limit", _integer(1, 1000), 100)),
+    "schedule_put": (
+        _SCHEDULE, Field("job", _map, required=True), Field("cron", _text(MAX_CRON_CHARACTERS)), Field("every", _text(MAX_EVERY_CHARACTERS)),
+        Field("timezone", _text(MAX_ZONE_CHARACTERS)), Field("overlap", _word(*OVERLAPS), OVERLAPS[0]),
+        Field("missed", _word(*MISSED), MISSED[0]), Field("missed_max", _integer(1, MAX_MISSED), DEFAULT_MISSED)),
+    "schedule_delete": (_SCHEDULE,),
+    "schedule_pause": (_SCHEDULE, Field("reason", _text(MAX_REASON_CHARACTERS), "")),
+    "schedule_resume": (_SCHEDULE,),
+    "schedule_run": (_SCHEDULE,),
     "ping": (),
     "bye": (),
 }

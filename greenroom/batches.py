@@ -24,7 +24,7 @@ from greenroom.effects import Delivery, Effects
 from greenroom.engine import Engine
 from greenroom.errors import GreenroomError, UnknownOutcomeError
 from greenroom.job import RUNNING, SMALL_BYTES, Job
-from greenroom.records import Damaged, Lost, Submission
+from greenroom.records import Damaged, Lost, StoredSchedule, Submission
 from greenroom.sessions import Lease
 from greenroom.stores import Store
 from greenroom.waits import Waits
@@ -102,12 +102,13 @@ class Budget:
 class Batch:
     """Rows of one transaction, and what leaves after it."""
 
-    __slots__ = ("dirty", "submissions", "damaged", "leaving", "held_bytes", "payload_bytes")
+    __slots__ = ("dirty", "submissions", "damaged", "schedules", "leaving", "held_bytes", "payload_bytes")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
         self.submissions: dict[bytes, Submission] = {}
         self.damaged: list[Damaged] = []
+        self.schedules: dict[str, StoredSchedule | None] = {}  # None: deleted
         # (peer, request id, answer), (peer, None, notice) or (None, None, function to call)
         self.leaving: list[tuple[Peer | None, int | None, object]] = []
         self.held_bytes = 0  # of `leaving`, roughly
@@ -116,7 +117,7 @@ class Batch:
     @property
     def has_rows(self) -> bool:
         """True if it needs a COMMIT of its own."""
-        return bool(self.dirty or self.submissions or self.damaged)
+        return bool(self.dirty or self.submissions or self.damaged or self.schedules)
 
 
 class Batches:
@@ -272,6 +273,11 @@ class Batches:
         self._note_rows()
         self._gathering.submissions[submission.id] = submission
 
+    def record_schedule(self, name: str, schedule: StoredSchedule | None) -> None:
+        """Store a schedule as it is now, None: that it is gone, in the transaction of what was decided at the same moment."""
+        self._note_rows()
+        self._gathering.schedules[name] = schedule
+
     def begin_submission(self, submission_id: bytes) -> None:
         """Let those who ask for this submission from now on wait for `end_submission`. For whoever was told that it is not there."""
         self._storing[submission_id] = []
@@ -345,11 +351,14 @@ class Batches:
             self._closed.dirty.update(batch.dirty)
             self._closed.submissions.update(batch.submissions)
             self._closed.damaged.extend(batch.damaged)
+            self._closed.schedules.update(batch.schedules)
             self._closed.leaving.extend(batch.leaving)
             self._closed.held_bytes += batch.held_bytes
         self._to_apply.extend(_slices(batch.dirty))
         if batch.submissions:
             self.store.apply([], list(batch.submissions.values()))
+        if batch.schedules:
+            self.store.apply_schedules(batch.schedules)
         if batch.damaged:
             self.store.set_aside(batch.damaged)
 
@@ -468,7 +477,7 @@ class Batches:
         self._now = max(self._now, now)
         if self.needs_commit:
             self.commits += 1
-            self.last_rows = len(self._closed.dirty) + len(self._closed.submissions)
+            self.last_rows = len(self._closed.dirty) + len(self._closed.submissions) + len(self._closed.schedules)
             self.rows += self.last_rows
         batch, self._closed = self._closed, None
         self._store_changed = False

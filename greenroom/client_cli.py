@@ -15,6 +15,7 @@ from datetime import datetime
 
 from greenroom import tables
 from greenroom.client import Client, decode_result
+from greenroom.client_cli_schedules import Ways, add_schedule_commands
 from greenroom.client_demo import run_demo
 from greenroom.clock import Clock
 from greenroom.errors import (ConfigError, ConnectError, GoneError, GreenroomError, JobFailedError, NotFoundError, TlsError,
@@ -26,7 +27,7 @@ INTERRUPTED = 130  # as shells do: 128 and the number of SIGINT
 
 EXIT_CODES = """exit codes:
   0  done                       4  TLS refused: certificate, name, ALPN
-  1  a job that was waited for  5  a job is not there (any more)
+  1  a job that was waited for  5  a job or schedule is not there
      failed or was cancelled    6  timed out
   2  wrong use or settings      7  refused: state of the job, limits, broker full
   3  cannot connect             130  interrupted
@@ -190,6 +191,7 @@ def build_parser() -> argparse.ArgumentParser:
     backup = command("backup", do_backup, "copy the broker's store into a file, while it runs")
     backup.add_argument("file", metavar="FILE")
     backup.add_argument("--force", action="store_true", help="replace a file that is there")
+    add_schedule_commands(command, Ways(_payload, _positive, readable))
     command("demo", do_demo, "show that an urgent job overtakes a waiting one")
     return top
 

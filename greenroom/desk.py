@@ -16,7 +16,8 @@ from greenroom.distributions import ROWS, SECONDS, Distribution
 from greenroom.engine import Engine
 from greenroom.errors import BusyError
 from greenroom.job import Job
-from greenroom.records import Lost
+from greenroom.records import Lost, Restored
+from greenroom.schedule_runs import ScheduleRuns
 from greenroom.stores import Reader, Store
 from greenroom.waits import Waits
 
@@ -49,7 +50,8 @@ class Desk:
 
     Attributes:
         engine, store, batches, waits: the rules, the rows, the commit rule, the open waits.
-        now: returns the time, in seconds.
+        now: returns the time, in seconds. wall: what the wall clock says, which may jump; only schedules go by it.
+        schedules: what is submitted again and again.
         backups: the one backup; who drives the desk brings the threads for it.
         store_full: True while the disk has too little room for new jobs.
         free_bytes: what the disk has left, None: unknown.
@@ -60,13 +62,16 @@ class Desk:
 
     backups: Backups
 
-    def __init__(self, engine: Engine, store: Store, now: Callable[[], float], wake: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, store: Store, now: Callable[[], float], wake: Callable[[], None],
+                 wall: Callable[[], float] | None = None) -> None:
         self.engine = engine
         self.store = store
         self.now = now
+        self.wall = now if wall is None else wall
         self.started_at = now()
         self.waits = Waits()
         self.batches = Batches(engine, store, self.waits, wake)
+        self.schedules = ScheduleRuns(self)
         self.store_full = False
         self.free_bytes: int | None = None
         self.lag = Distribution(SECONDS)
@@ -79,6 +84,11 @@ class Desk:
         self._recent_bytes = 0
         self._loading_ids = 0
         self._waits_for_units = False  # the cycle wants to close the batch
+
+    def restore(self, restored: Restored, grace_s: float) -> None:
+        """Start from what the store found; leases hold for `grace_s` from now."""
+        self.engine.restore(restored, self.now(), grace_s)
+        self.schedules.restore(restored.schedules)
 
     # -- what the pump gives ------------------------------------------------------------------------------------------------
 
@@ -191,7 +201,8 @@ class Desk:
 
     def next_due(self) -> float | None:
         """Return when `tick` should be called next, or None."""
-        return min((at for at in (self.engine.next_due(), self.waits.next_due()) if at is not None), default=None)
+        dues = (self.engine.next_due(), self.waits.next_due(), self.schedules.next_due())
+        return min((at for at in dues if at is not None), default=None)
 
     def note_lag(self, late_s: float) -> bool:
         """Note how late a tick came. Returns True if that was a stall: let what was sent meanwhile be read, then tick."""
@@ -209,6 +220,7 @@ class Desk:
         for peer, request_id, answer in self.waits.tick(now):
             self.batches.hold(peer, request_id, answer)
             peer.flush()
+        self.schedules.tick()
         self.after_call()
 
     # -- for sessions and the web -------------------------------------------------------------------------------------------

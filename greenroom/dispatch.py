@@ -47,7 +47,7 @@ class Dispatch(Desk):
     def __init__(self, engine: Engine, store: Store, clock: Clock, on_fatal: Callable[[str], None],
                  data_dir: str | None) -> None:
         self._wake = Event()
-        super().__init__(engine, store, clock.now, self._wake.set)
+        super().__init__(engine, store, clock.now, self._wake.set, clock.wall)
         self.clock = clock
         self._has_failed = False
         self._next_disk_look = 0.0

@@ -45,6 +45,23 @@ class Damaged(NamedTuple):
     payload_bytes: int = 0  # … and its payload
 
 
+class StoredSchedule(NamedTuple):
+    """A schedule as on disk; greenroom.schedules.Schedule says what the fields mean."""
+
+    name: str
+    definition: str  # JSON
+    payload: bytes
+    next_at: float | None
+    planned_at: float | None
+    last_at: float | None
+    last_job: int | None
+    runs: int
+    skipped: int
+    paused_at: float | None
+    reason: str
+    is_damaged: bool = False  # does not match its checksum: nothing but the name means anything
+
+
 class Restored(NamedTuple):
     """What a restart starts from. Queued and scheduled jobs are not in it: the engine asks for them in windows."""
 
@@ -53,6 +70,7 @@ class Restored(NamedTuple):
     cancelled: list[Job]  # unfinished jobs without a lease whose cancel was requested
     damaged: dict[int, str] = {}  # id -> what, of jobs that were set aside before
     keys: list[tuple[str, Taken]] = []  # unique keys that are taken
+    schedules: list[StoredSchedule] = []  # all of them, by name
 
 
 class Submission(NamedTuple):

@@ -61,6 +61,15 @@ def _is_map(value: object) -> bool:
     return isinstance(value, dict)
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_schedule(value: object) -> bool:
+    return (isinstance(value, dict) and _is_text(value.get("name")) and isinstance(value.get("job"), dict | None)
+            and isinstance(value.get("payload"), bytes | None))
+
+
 def _is_outcome(value: object) -> bool:
     return isinstance(value, (str, dict))
 
@@ -117,6 +126,12 @@ REPLIES: dict[str, dict[str, Check]] = {
     "stats": {},
     "backup": {"ready": _left_out_or(lambda value: type(value) is bool), "made": _left_out_or(_is_size),
                "total": _left_out_or(_is_size), "sha256": _left_out_or(_is_bytes), "data": _left_out_or(_is_bytes)},
+    "schedules": {"schedules": _each(_is_schedule), "next": _left_out_or(_is_text)},
+    "schedule_put": {"schedule": _is_schedule},
+    "schedule_delete": {},
+    "schedule_pause": {"schedule": _is_schedule},
+    "schedule_resume": {"schedule": _is_schedule},
+    "schedule_run": {"job": _is_number},
     "ping": {},
     "bye": {},
 }

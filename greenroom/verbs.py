@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from greenroom import figures, views
+from greenroom import figures, schedule_verbs, views
 from greenroom.batches import Budget, Peer
 from greenroom.desk import Desk
 from greenroom.engine import Engine
@@ -469,5 +469,5 @@ def _ping(desk: Desk, caller: Caller, request: Request) -> None:
 HANDLERS: dict[str, Callable[[Desk, Caller, Request], None]] = {
     "submit": _submit, "cancel": _cancel, "retry": _retry, "runs": _runs, "get": _get, "wait": _wait, "reserve": _reserve, "settle": _settle,
     "heartbeat": _heartbeat, "extend": _extend, "jobs": _jobs, "queues": _queues, "workers": _workers, "stats": _stats,
-    "backup": _backup, "ping": _ping,
+    "backup": _backup, "ping": _ping, **schedule_verbs.HANDLERS,
 }

@@ -16,7 +16,7 @@ from greenroom.errors import GreenroomError
 from greenroom.job import FINISHED_STATES, Extras, Job, JobOptions, NewJob, State
 from greenroom.lanes import Lane, Window
 from greenroom.leases import CHECKPOINT_AFTER_S, Caps, Timing
-from greenroom.records import Lost, SettleItem, Submission
+from greenroom.records import Lost, SettleItem, StoredSchedule, Submission
 from greenroom.sessions import Lease, Parked, Session
 from greenroom.stores import Retention
 from greenroom.stores.memory import MemoryStore
@@ -35,7 +35,8 @@ def new_job(task: str = "t", payload: bytes = b"x", *, queue: str = "q", priorit
 class CrashStore(MemoryStore):
     """A memory store that forgets what was not committed when it crashes, and that nobody may touch during a COMMIT."""
 
-    _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_next", "_runs", "_expiring", "_keys")
+    _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_schedules", "_next", "_runs",
+             "_expiring", "_keys")
     _WITH_LISTS = ("_queued", "_counts", "_runs")
 
     def __init__(self, retention: Retention = Retention()) -> None:
@@ -56,6 +57,11 @@ class CrashStore(MemoryStore):
         """See Store."""
         self._touch("apply", writes=True)
         super().apply(jobs, submissions)
+
+    def apply_schedules(self, changes: dict[str, StoredSchedule | None]) -> None:
+        """See Store."""
+        self._touch("apply_schedules", writes=True)
+        super().apply_schedules(changes)
 
     def block(self, name: str, count: int) -> int:
         """See Store."""

@@ -15,8 +15,8 @@ import bottle
 
 from greenroom.errors import GreenroomError, InternalError, from_wire
 from greenroom.job import NUMBER_LIMIT, OPTIONS, STATE_BY_LABEL
-from greenroom.protocol import pack_value
 from greenroom.webui import shapes
+from greenroom.webui.api_schedules import ScheduleRoutes
 from greenroom.webui.answers import JSON_TYPE, Refused, dump_json, error_answer
 from greenroom.webui.http_head import MAX_BODY_BYTES
 from greenroom.webui.live import Live
@@ -48,6 +48,7 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/jobs/<number>/cancel", api.cancel, "POST")
     route("/api/jobs/<number>/retry", api.retry, "POST")
     route("/api/jobs/<number>/runs", api.runs)
+    ScheduleRoutes(call, _query, _body, _integer, SUBMIT_FIELDS).add(route)
     route("/api/security", api.security)
     route("/api/events", lambda: _events(live))
     route("/healthz", lambda: {"status": "ok"})
@@ -128,11 +129,7 @@ class _Api:
 
     def submit(self) -> dict:
         body = _body(*SUBMIT_FIELDS)
-        if "payload" in body:
-            try:
-                body["payload"] = pack_value(shapes.payload_value(body["payload"]))
-            except ValueError as exc:
-                raise Refused("INVALID", f"payload is {exc}", field="payload") from None
+        body = shapes.job_fields(body, SUBMIT_FIELDS)
         outcome = self._call("submit", {"jobs": [body]})["jobs"][0]
         if isinstance(outcome, dict) and "duplicate" in outcome:
             return {"id": outcome["duplicate"], "state": outcome["state"], "duplicate": True}

@@ -12,7 +12,7 @@ import math
 import re
 
 from greenroom.job import STATE_BY_LABEL
-from greenroom.protocol import unpack_value
+from greenroom.protocol import pack_value, unpack_value
 from greenroom.webui.answers import Refused
 
 SAFE_INTEGER = 2**53 - 1  # what every JSON reader holds exactly
@@ -186,6 +186,26 @@ def payload_value(value: object, depth: int = 0) -> object:
     if value.keys() == {"$base64"}:
         return _from_base64(value["$base64"])
     return {key: payload_value(item, depth + 1) for key, item in value.items()}
+
+
+def job_fields(job: object, allowed: tuple[str, ...]) -> dict:
+    """Turn a job of a body into one of a submit: unknown fields are refused by name, the payload is packed. Raises Refused."""
+    if not isinstance(job, dict):
+        raise Refused("INVALID", "job must be a map", field="job")
+    for name in job:
+        if name not in allowed:
+            raise Refused("INVALID", f"there is no field {name[:100]!r} here", field=name[:100])
+    if "payload" not in job:
+        return job
+    try:
+        return {**job, "payload": pack_value(payload_value(job["payload"]))}
+    except ValueError as exc:
+        raise Refused("INVALID", f"payload is {exc}", field="payload") from None
+
+
+def schedule(view: dict) -> dict:
+    """Return a schedule with its payload in full, up to JOB_BYTES."""
+    return {**view, "payload": _show(view.get("payload"), (view.get("job") or {}).get("encoding"), JOB_BYTES, JOB_VALUES)}
 
 
 def _from_base64(text: object) -> bytes:

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from greenroom.errors import ConfigError
 from greenroom.job import Job, Run
-from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, Submission
+from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, StoredSchedule, Submission
 
 
 #: The outcome of a submit is remembered so long under the id its client gave it.
@@ -29,7 +29,8 @@ SUBMISSION_KEPT_S = 600.0
 COUNT_KEEPS_S = 3600.0
 
 
-__all__ = ["Damaged", "LaneCounts", "Lost", "Reader", "Restored", "Retention", "Store", "StoredLease", "Submission", "open_store"]
+__all__ = ["Damaged", "LaneCounts", "Lost", "Reader", "Restored", "Retention", "Store", "StoredLease", "StoredSchedule",
+           "Submission", "open_store"]
 
 
 class Store(Protocol):
@@ -57,6 +58,9 @@ class Store(Protocol):
         is removed. `runs` that ended join its history. Then sets stored_state, stored_requeues and stored_lease, and clears runs. Counters move in the same transaction.
         The list holds a job at most once. Quick: about 3 µs a row; the statements may be left to `write` or `commit`.
         """
+
+    def apply_schedules(self, changes: dict[str, StoredSchedule | None]) -> None:
+        """Record these schedules, or that there is none of that name any more, as part of the open transaction (opens one)."""
 
     def unwritten(self) -> int:
         """Jobs that were applied and whose statements have not run."""

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
 from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, STATES, Job, Run, State
-from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, Submission
+from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.unique import Taken, taken_by
 
@@ -34,6 +34,7 @@ class MemoryStore:
         self._submissions: dict[bytes, Submission] = {}  # oldest first
         self._keys: dict[str, Taken] = {}  # unique key -> who has it
         self._runs: dict[int, list[Run]] = {}  # job -> those that did not complete it, oldest first
+        self._schedules: dict[str, StoredSchedule] = {}
         self._next = {"job": 1, "fence": 1}
         self._touched: set[int] = set()  # jobs that differ from what readers see
         # What readers see; they may be on other threads.
@@ -50,7 +51,8 @@ class MemoryStore:
             leases.append(StoredLease(_copy(self._jobs[job_id], small=True), fence, *holder))
         cancelled = [_copy(job, small=True) for job_id, job in sorted(self._jobs.items())
                      if job.cancel_requested and job.state < _FIRST_FINISHED and job_id not in self._leases]
-        return Restored(self._lane_counts(), leases, cancelled, keys=list(self._keys.items()))
+        return Restored(self._lane_counts(), leases, cancelled, keys=list(self._keys.items()),
+                        schedules=[self._schedules[name] for name in sorted(self._schedules)])
 
     def block(self, name: str, count: int) -> int:
         """Hand out `count` new numbers of this kind, "job" or "fence"; return the first."""
@@ -82,6 +84,13 @@ class MemoryStore:
         for submission in submissions:
             self._submissions.pop(submission.id, None)
             self._submissions[submission.id] = submission
+
+    def apply_schedules(self, changes: dict[str, StoredSchedule | None]) -> None:
+        """Take these schedules in; None: there is none of that name any more."""
+        for name, schedule in changes.items():
+            self._schedules.pop(name, None)
+            if schedule is not None:
+                self._schedules[name] = schedule
 
     def unwritten(self) -> int:
         """Nothing: there are no statements."""

@@ -22,7 +22,7 @@ import apsw
 
 from greenroom.errors import StoreError
 from greenroom.job import SMALL_BYTES, Job, State
-from greenroom.records import Damaged, Lost, Restored, StoredLease, Submission
+from greenroom.records import Damaged, Lost, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.stores.sqlite_check import check_at_start, counters, log_rest, pages, schema
 from greenroom.stores.sqlite_opening import (
@@ -30,7 +30,7 @@ from greenroom.stores.sqlite_opening import (
     set_pragmas, skip_numbers, sync_folder)
 from greenroom.stores.sqlite_reader import (
     JOB_COLUMNS, JOB_COLUMNS_WHOLE_PAYLOAD, JOBS_AND_LANES, Query, SqliteReader, job_from_row, jobs_by_id, lane_counts,
-    next_number, number, payloads_by_id, with_payload)
+    next_number, number, payloads_by_id, schedules, unique_keys, with_payload)
 from greenroom.stores.sqlite_rows import Rows
 from greenroom.stores.sums import record_sum
 from greenroom.unique import Taken
@@ -70,7 +70,6 @@ _TAKE_EXPIRED = f"""SELECT {JOB_COLUMNS} FROM jobs INDEXED BY jobs_expiring LEFT
     WHERE {_EXPIRING} AND {_EXPIRES_AT} <= ? AND jobs.id NOT IN (SELECT job FROM damaged) ORDER BY {_EXPIRES_AT} LIMIT ?"""
 _NEXT_EXPIRY = f"""SELECT {_EXPIRES_AT} FROM jobs INDEXED BY jobs_expiring WHERE {_EXPIRING} AND {_EXPIRES_AT} IS NOT NULL
     ORDER BY {_EXPIRES_AT} LIMIT 1"""
-_KEYS = "SELECT CAST(key AS BLOB), job, until, until_done, sum FROM unique_keys"
 _LEASES = f"""SELECT leases.job, leases.fence, leases.instance, CAST(leases.worker AS BLOB), leases.granted_at, leases.sum,
     {JOB_COLUMNS}
     FROM leases LEFT JOIN jobs ON jobs.id = leases.job LEFT JOIN lanes ON lanes.id = jobs.lane ORDER BY leases.job"""
@@ -163,6 +162,11 @@ class SqliteStore:
         """Note what to write of these jobs and submissions."""
         self._rows.add(jobs)
         self._rows.add_submissions(submissions)
+
+    @_guarded
+    def apply_schedules(self, changes: dict[str, StoredSchedule | None]) -> None:
+        """Note what to write of these schedules; None: there is none of that name any more."""
+        self._rows.add_schedules(changes)
 
     def unwritten(self) -> int:
         """Jobs applied whose statements have not run."""
@@ -326,7 +330,7 @@ class SqliteStore:
         self._sweep, self._sweep_at, self._oldest = None, 0.0, 0.0
         damaged = dict(self._query("SELECT job, what FROM damaged", ()))
         cancelled = [job for job in map(job_from_row, self._query(_CANCELLED, ())) if not job.damage and job.id not in damaged]
-        return Restored(lanes, self._restore_leases(), cancelled, damaged, self._restore_keys())
+        return Restored(lanes, self._restore_leases(), cancelled, damaged, self._restore_keys(), schedules(self._query))
 
     def _restore_numbers(self) -> None:
         """Check the numbers that must survive: a damaged one ends the start here."""
@@ -368,12 +372,11 @@ class SqliteStore:
 
     def _restore_keys(self) -> list[tuple[str, Taken]]:
         keys = []
-        for key, job, until, until_done, expected in self._query(_KEYS, ()):
-            key, until_done = key.decode("utf-8", "replace"), until_done == 1
-            if expected == record_sum(key, job, until, until_done):
-                keys.append((key, Taken(job, until, until_done)))
+        for key, taken, is_sound in unique_keys(self._query):
+            if is_sound:
+                keys.append((key, taken))
             else:
-                log.error("a unique key of job %d on disk is damaged: it is free now", job)
+                log.error("a unique key of job %d on disk is damaged: it is free now", taken.job)
         return keys
 
     def _query_on(self, db: apsw.Connection) -> Query:

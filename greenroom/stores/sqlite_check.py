@@ -19,7 +19,7 @@ from greenroom.errors import StoreError
 from greenroom.stores.sqlite_log import count_valid, look_behind, valid_frames
 from greenroom.stores.sqlite_opening import (
     BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, LOCK, MIGRATIONS, check_header, run_migration, sentence)
-from greenroom.stores.sqlite_reader import JOB_COLUMNS, JOBS_AND_LANES, WHOLE_PAYLOAD, WHOLE_RESULT, Query, job_from_row
+from greenroom.stores.sqlite_reader import JOB_COLUMNS, JOBS_AND_LANES, WHOLE_PAYLOAD, WHOLE_RESULT, Query, job_from_row, schedules, unique_keys
 from greenroom.stores.sums import record_sum
 
 
@@ -104,8 +104,9 @@ def numbers(query: Query) -> Iterator[str]:
 def sums(query: Query) -> Iterator[str]:
     """Check every row against its checksum."""
     for name, columns in (("lanes", "id, queue, task"), ("leases", "job, fence, instance, CAST(worker AS BLOB), granted_at"),
-                          ("unique_keys", "CAST(key AS BLOB), job, until, until_done"),
                           ("runs", "job, attempt, worker, started_at, ended_at, outcome, error")):
+        if not _has(query, name):
+            continue
         for *values, expected in query(f"SELECT {columns}, sum FROM {name}", ()):
             if expected not in (None, record_sum(*values)):
                 yield f"{name}: the row of {values[0]} does not match its checksum"
@@ -124,6 +125,19 @@ def sums(query: Query) -> Iterator[str]:
         values[2] = values[2].decode("utf-8", "replace")
         if expected not in (None, record_sum(*values)):
             yield f"submissions: the row of {values[0].hex()} does not match its checksum"
+    if _has(query, "unique_keys"):
+        for _, taken, is_sound in unique_keys(query):
+            if not is_sound:
+                yield f"unique_keys: the row of job {taken.job} does not match its checksum"
+    if _has(query, "schedules"):
+        for record in schedules(query):
+            if record.is_damaged:
+                yield f"schedules: the row of {record.name!r} does not match its checksum"
+
+
+def _has(query: Query, table: str) -> bool:
+    """Tell whether the store has a table yet: one of an older schema is checked before it is brought to this one."""
+    return bool(query("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (table,)))
 
 
 CHECKS: dict[str, Callable[[Query], Iterator[str]]] = {

@@ -28,7 +28,8 @@ BACKUP_ID = 0x47524E42
 RESTORED_SKIP = 10**12
 
 #: File n brings the schema to version n, which is the file's user_version.
-MIGRATIONS = ("sqlite_001_first.sql", "sqlite_002_sums.sql", "sqlite_003_life.sql", "sqlite_004_expiry.sql", "sqlite_005_unique.sql")
+MIGRATIONS = ("sqlite_001_first.sql", "sqlite_002_sums.sql", "sqlite_003_life.sql", "sqlite_004_expiry.sql", "sqlite_005_unique.sql",
+              "sqlite_006_schedules.sql")
 
 #: SQLite up to 3.51.2 may corrupt a WAL that several connections use (sqlite.org/wal.html, "The WAL-reset bug").
 OLDEST_SQLITE = (3, 51, 3)

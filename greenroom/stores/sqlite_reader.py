@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 
 from greenroom.errors import StoreError
 from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL, Job, Run, State
-from greenroom.records import LaneCounts, Lost
+from greenroom.records import LaneCounts, Lost, StoredSchedule
 from greenroom.stores.extras import take_extras
-from greenroom.stores.sums import StructError, data_sum, record_sum, row_sum
+from greenroom.stores.sums import StructError, data_sum, record_sum, row_sum, schedule_sum
+from greenroom.unique import Taken
 
 #: Runs one SQL statement with its bindings (by place or by name) and returns all rows.
 Query = Callable[[str, "tuple | dict"], list[tuple]]
@@ -48,6 +49,9 @@ _STATES = {int(state): state for state in State}
 
 _COUNTS = """SELECT queue, task, scheduled, queued, completed, failed, cancelled, expired, requeued, waiting_bytes
     FROM lanes ORDER BY id"""
+
+_SCHEDULES = """SELECT CAST(name AS BLOB), CAST(definition AS BLOB), payload, next_at, planned_at, last_at, last_job, runs, skipped,
+    paused_at, CAST(reason AS BLOB), sum FROM schedules ORDER BY name"""
 
 _PAGE = f"""
 SELECT {JOB_COLUMNS} FROM jobs NOT INDEXED LEFT JOIN lanes ON lanes.id = jobs.lane
@@ -151,6 +155,13 @@ def payloads_by_id(query: Query, ids: list[int]) -> dict[int, bytes]:
     return found
 
 
+def unique_keys(query: Query) -> Iterator[tuple[str, Taken, bool]]:
+    """Yield each unique key, who has it, and whether its row matches its checksum."""
+    for key, job, until, until_done, expected in query("SELECT CAST(key AS BLOB), job, until, until_done, sum FROM unique_keys", ()):
+        name, taken = key.decode("utf-8", "replace"), Taken(job, until, until_done == 1)
+        yield name, taken, expected == record_sum(name, *taken)
+
+
 def next_number(query: Query, name: str) -> int:
     """Return the first number of this kind, "job" or "fence", that was never handed out."""
     return number(query, f"next_{name}")
@@ -167,6 +178,16 @@ def number(query: Query, name: str) -> int:
 def lane_counts(query: Query) -> list[LaneCounts]:
     """Return the counters of all lanes, oldest lane first."""
     return [LaneCounts(*row) for row in query(_COUNTS, ())]
+
+
+def schedules(query: Query) -> list[StoredSchedule]:
+    """Return all schedules by name; those that do not match their sum are marked as damaged."""
+    found = []
+    for name, definition, payload, *rest, reason, expected in query(_SCHEDULES, ()):
+        texts = [text.decode("utf-8", "replace") for text in (name, definition, reason)]
+        record = StoredSchedule(texts[0], texts[1], payload, *rest, texts[2])
+        found.append(record if expected == schedule_sum(record) else record._replace(is_damaged=True))
+    return found
 
 
 def _in_pieces(ids: list[int]) -> Iterator[tuple[list[int], str]]:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 
 from greenroom.job import COMPLETED, QUEUED, RUNNING, SMALL_BYTES, STATES, Job
-from greenroom.records import Submission
+from greenroom.records import StoredSchedule, Submission
 from greenroom.stores.extras import pack_extras
-from greenroom.stores.sums import data_sum, lane_seed, record_sum, row_sum, row_sum_of_new
+from greenroom.stores.sums import data_sum, lane_seed, record_sum, row_sum, row_sum_of_new, schedule_sum
 from greenroom.unique import taken_by
 
 #: Runs one SQL statement with its bindings.
@@ -76,10 +76,11 @@ class Rows:
         self._keys: dict[str, tuple] = {}  # unique key -> its row
         self._freed: list[tuple[str, int]] = []  # … and those of finished jobs
         self._submissions: list[object] = []
+        self._schedules: dict[str, StoredSchedule | None] = {}  # None: deleted
         self._changes: dict[int, list[int]] = {}  # lane -> by state, how many more; at 3 requeues, last waiting_bytes
 
     def __bool__(self) -> bool:
-        return bool(self.count or self._submissions or self._changes)
+        return bool(self.count or self._submissions or self._changes or self._schedules)
 
     # -- gathering ----------------------------------------------------------------------------------------------------------
 
@@ -196,6 +197,10 @@ class Rows:
         for submission in submissions:
             self._submissions += (*submission, record_sum(*submission))
 
+    def add_schedules(self, changes: dict[str, StoredSchedule | None]) -> None:
+        """Take schedules as they are now; None: there is none of that name any more."""
+        self._schedules.update(changes)
+
     # -- writing ------------------------------------------------------------------------------------------------------------
 
     def write(self, execute: Execute) -> None:
@@ -216,10 +221,20 @@ class Rows:
                list(chain.from_iterable(self._keys.values())))
         _write(execute, "INSERT OR REPLACE INTO submissions (id, body_hash, outcome, created_at, sum) VALUES ", 5, "",
                self._submissions)
+        if self._schedules:
+            self._write_schedules(execute)
         for lane, changes in self._changes.items():
             if any(changes[1:]):
                 execute(_COUNT, (*changes[1:], lane))
         self.clear()
+
+    def _write_schedules(self, execute: Execute) -> None:
+        # The payload is written again with each run: the run's job has the same payload to write, so that is twice, not more.
+        rows = [(*schedule[:11], schedule_sum(schedule)) for schedule in self._schedules.values() if schedule is not None]
+        _write(execute, """INSERT OR REPLACE INTO schedules (name, definition, payload, next_at, planned_at, last_at, last_job, runs, skipped,
+            paused_at, reason, sum) VALUES """, 12, "", list(chain.from_iterable(rows)), heavy=2)
+        gone = [name for name, schedule in self._schedules.items() if schedule is None]
+        _write(execute, "DELETE FROM schedules WHERE name IN (VALUES ", 1, ")", gone)
 
 
 def _write(execute: Execute, begin: str, columns: int, end: str, values: list[object], *, heavy: int | None = None) -> None:

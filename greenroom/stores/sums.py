@@ -11,6 +11,7 @@ from struct import Struct, error as StructError
 from zlib import crc32
 
 from greenroom.job import NUMBER_LIMIT, Job
+from greenroom.records import StoredSchedule
 
 _pack_fresh = Struct("<qqdq").pack
 _pack_whole = Struct("<12q4d").pack
@@ -63,9 +64,15 @@ def data_sum(job_id: int, data: bytes) -> int:
     return crc32(data, job_id & 0xFFFFFFFF)
 
 
+def schedule_sum(schedule: StoredSchedule) -> int:
+    """Return the sum of a schedule, its payload's included."""
+    name, definition, payload, *rest = schedule[:11]
+    return record_sum(name, definition, crc32(payload), *rest)
+
+
 def record_sum(*values: int | float | str | bytes | None) -> int:
     """Return the sum of a small record: a lane's names, a number, a lease, a submission."""
     return crc32(repr(values).encode())
 
 
-__all__ = ["StructError", "data_sum", "lane_seed", "record_sum", "row_sum", "row_sum_of_new"]
+__all__ = ["StructError", "data_sum", "lane_seed", "record_sum", "row_sum", "row_sum_of_new", "schedule_sum"]

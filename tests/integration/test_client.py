@@ -104,6 +104,23 @@ def test_an_answer_that_never_comes_is_an_unknown_outcome_and_endless_busy_is_bu
         call.result()
 
 
+def test_a_schedule_is_never_run_twice_for_a_lost_answer(broker: ScriptedBroker, client: Client) -> None:
+    call = Background(client.run_schedule, "night")
+    peer = broker.greeted()
+    peer.expect("schedule_run")
+    peer.close()
+    with pytest.raises(UnknownOutcomeError):
+        call.result()
+
+    call = Background(client.pause_schedule, "night", "why")  # what may be asked twice is
+    peer = broker.greeted()
+    peer.expect("schedule_pause")
+    peer.close()
+    peer = broker.greeted()
+    peer.reply(peer.expect("schedule_pause"), schedule={"name": "night"})
+    assert call.result() == {"name": "night"}
+
+
 def test_full_is_told_at_once(broker: ScriptedBroker, client: Client) -> None:
     call, peer, request = submitting(broker, client, "t")
     peer.refuse(request, "FULL")

@@ -19,9 +19,12 @@ from greenroom.sessions import Lease, Session
 
 if TYPE_CHECKING:
     from tests.simulation.house import House, SimConversation
+    from tests.simulation.planner import Planner
 
 #: Reasons for a requeue that count as a crash of the worker.
 CRASHES = ("lost", "expired", "crash")
+#: Payloads of the jobs that schedules submit begin so.
+SCHEDULED = b"schedule "
 #: Virtual times are floats.
 EPSILON = 1e-6
 
@@ -72,6 +75,7 @@ class History:
         self._fell_due: set[int] = set()
         self._started_at = 0.0
         self._message: dict = {}
+        self.planner: Planner | None = None  # who keeps schedules, if this run has any
 
     # -- what the broker does -----------------------------------------------------------------------------------------------
 
@@ -236,6 +240,12 @@ class History:
             self.world.counts["cancelled by a restart"] += 1
             self.world.note("restart cancels", job)
         self._check_rows(self.house.store._jobs)
+        self._check_schedules()
+
+    def _check_schedules(self) -> None:
+        if self.planner is not None:
+            store = self.house.store
+            self.planner.check(store._schedules.values(), store._jobs.values(), self.world.counts)
 
     def check_kept(self) -> None:
         """What was told is so still (I1, I6)."""
@@ -359,7 +369,9 @@ class History:
         """Everything is over: each job that was accepted is there, once, and ended (I1, I3)."""
         rows = self.house.store._jobs
         self._check_rows(rows)
-        twice = [payload for payload, times in Counter(row.payload for row in rows.values()).items() if times > 1]
+        self._check_schedules()
+        payloads = Counter(row.payload for row in rows.values())
+        twice = [payload for payload, times in payloads.items() if times > 1 and not payload.startswith(SCHEDULED)]
         if twice:
             raise Violation(f"I8: {twice} were submitted once, and are there twice")
         for row in rows.values():

@@ -95,9 +95,9 @@ class SimEngine(CheckedEngine):
 class SimDesk(Desk):
     """The desk on virtual time."""
 
-    def __init__(self, house: House, engine: Engine, store: SimStore, now: Callable[[], float]) -> None:
+    def __init__(self, house: House, engine: Engine, store: SimStore, clock: Clock) -> None:
         self._house = house
-        super().__init__(engine, store, now, house.wake)
+        super().__init__(engine, store, clock.now, house.wake, clock.wall)
         self.backups = Backups(None, lambda work: None, lambda work: work())
 
     def replan(self) -> None:
@@ -286,10 +286,10 @@ class House(Watched):
         self.is_stopping = False
         restored = self.store.open()
         self.history.restarted(restored)
-        self.desk = SimDesk(self, self.engine, self.store, self.clock.now)
+        self.desk = SimDesk(self, self.engine, self.store, self.clock)
         self.batches, self.waits = self.desk.batches, self.desk.waits
         self.conversations = SimConversations(self.desk, self)
-        self.engine.restore(restored, self.now, timing.restart_grace_s)
+        self.desk.restore(restored, timing.restart_grace_s)
         self.world.note("broker starts", f"life {self.life}", f"{len(restored.leases)} leases")
         self.is_up = True
         self.desk.after_call()

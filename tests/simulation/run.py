@@ -19,6 +19,7 @@ from tests.simulation.actors import QUEUES, TASKS, Actor, Admin, Producer
 from tests.simulation.history import History, Spec
 from tests.simulation.house import POINTS, Alarm, House
 from tests.simulation.network import Wire
+from tests.simulation.planner import PLANNED_EVERY, Planner
 from tests.simulation.stores import SimStore, TwinStore
 from tests.simulation.workers import Habits, Worker
 from tests.simulation.world import Violation, World
@@ -203,6 +204,9 @@ class Run:
             self.workers.append(Worker(self, f"w{number}-{habits.kind}", habits))
         self.admin = Admin(self, "admin")
         self.actors = [*self.producers, *self.workers, self.admin]
+        if self.seed % PLANNED_EVERY == 1 and not self.is_flood:
+            self.history.planner = Planner(self, "planner")
+            self.actors.append(self.history.planner)
 
     def new_items(self) -> list[dict]:
         """Return the jobs of a submit, and tell the history of them."""
@@ -352,6 +356,7 @@ class Run:
             worker.sleep.end()
             worker.leave()
         world.run(world.now + 60.0, done=lambda: all(producer.is_done for producer in self.producers))
+        self._end_schedules()
         self.admin.is_over = True
         late = [producer.name for producer in self.producers if not producer.is_done]
         if late:
@@ -366,6 +371,15 @@ class Run:
         world.run(world.now + bound_s, done=house.is_done)
         if not house.is_done():
             raise Violation(f"L1: {house.engine.waiting} jobs wait and {house.engine.leases} run {bound_s:.0f} s after it healed")
+
+    def _end_schedules(self) -> None:
+        planner = self.history.planner
+        if planner is not None:
+            planner.end()
+            self.world.run(self.world.now + 60.0, done=lambda: planner.is_done)
+            if not planner.is_done:
+                raise Violation("L1: the schedules can't be paused")
+            planner.is_over = True
 
     def _set_clock_right(self) -> None:
         """A wall clock that was set back would have scheduled jobs wait for an hour more: set it forward, and start on that."""

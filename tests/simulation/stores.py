@@ -14,9 +14,10 @@ from tests.simulation.world import Violation, World
 from tests.stores.power_vfs import PowerDisk, Replay, lay_out
 from greenroom.errors import StoreError
 from greenroom.job import Job, State
-from greenroom.records import Lost, Restored, Submission
+from greenroom.records import Lost, Restored, StoredSchedule, Submission
 from greenroom.stores import Retention
 from greenroom.stores.sqlite import SqliteStore
+from greenroom.stores.sqlite_reader import schedules
 
 #: The store's own notes in a job; both stores must find them as they were.
 NOTES = ("stored_state", "stored_requeues", "stored_lease", "result_bytes")
@@ -92,6 +93,7 @@ class TwinStore(SimStore):
         twin = super().open()
         _same("lanes", sorted(restored.lanes), sorted(counts for counts in twin.lanes))
         _same("leases", [lease[1:] for lease in restored.leases], [lease[1:] for lease in twin.leases])
+        _same("schedules", restored.schedules, twin.schedules)
         _same("cancelled", [job.id for job in restored.cancelled], [job.id for job in twin.cancelled])
         return restored
 
@@ -119,6 +121,11 @@ class TwinStore(SimStore):
         if fails:
             raise StoreError("planned: an fsync fails")
         super().commit()
+
+    def apply_schedules(self, changes: dict[str, StoredSchedule | None]) -> None:
+        """See Store."""
+        self._real.apply_schedules(changes)
+        super().apply_schedules(changes)
 
     def take(self, queue: str, task: str, after_rank: int, limit: int) -> list[Job]:
         """See Store."""
@@ -188,7 +195,7 @@ class TwinStore(SimStore):
     def _contents(self) -> list[object]:
         leases = sorted((job_id, lease[0]) for job_id, lease in self._leases.items())
         return [{job.id: _row(job) for job in self._jobs.values()}, leases, self._next["job"], self._next["fence"],
-                len(self._submissions)]
+                len(self._submissions), [self._schedules[name] for name in sorted(self._schedules)]]
 
     def shut(self) -> None:
         """Close in order."""
@@ -221,7 +228,7 @@ def _contents(store: SqliteStore, ids: list[int]) -> list[object]:
     rows = {job.id: _row(job) for job in store.load(ids).values() if isinstance(job, Job)}
     numbers = dict(store._query("SELECT name, value FROM meta WHERE name IN ('next_job', 'next_fence')", ()))
     return [rows, store._query("SELECT job, fence FROM leases ORDER BY job", ()), numbers["next_job"], numbers["next_fence"],
-            store._query("SELECT count(*) FROM submissions", ())[0][0]]
+            store._query("SELECT count(*) FROM submissions", ())[0][0], schedules(store._query)]
 
 
 def _row(job: Job, names: tuple[str, ...] = KEPT) -> list[object]:

@@ -31,6 +31,7 @@ MUST_HAPPEN = (
     "a failed COMMIT is on disk", "power cut: drop", "power cut: all", "power cut: prefix", "power cut: sectors",
     "SQLite kept the open transaction",
     "half-open connection", "half-closed connection", "no answer in time", "put off", "retried", "expired", "timed out", "worker crash", "worker stands still", "wall clock jumps",
+    "schedule made", "schedule ran", "schedule skipped",
 )
 
 _counts: Counter[str] = Counter()

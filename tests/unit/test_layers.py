@@ -14,14 +14,16 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Level -> modules, without `greenroom.`; `x.*` is x and all in it. A module imports from its own level and those below.
 LEVELS: list[list[str]] = [
     ["errors", "clock", "needs", "own_process"],
-    ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "retries", "expiry", "unique", "distributions", "tally"],
+    ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "retries", "expiry", "unique", "distributions", "tally",
+     "schedule_limits", "recurrence"],
     ["groups", "sessions", "effects", "leases", "engine", "views", "waits", "submit_options", "default_client", "task_outcomes",
-     "task_functions", "tasks"],
+     "task_functions", "tasks", "schedules"],
     ["stores.*", "logs", "tables"],
     ["protocol"],
     ["config", "tls", "tls_pipe", "endpoint", "batches", "pool_child", "pools", "replies", "link", "stream", "accepts", "backups"],
-    ["desk", "dispatch", "checkup", "client", "client_cli", "client_backup", "client_demo", "client_jobs", "client_submits", "client_waits"],
-    ["figures", "metrics", "verbs", "conversation", "session", "listener", "webui.*"],
+    ["desk", "dispatch", "schedule_runs", "checkup", "client", "client_cli", "client_cli_schedules", "client_backup", "client_demo",
+     "client_jobs", "client_schedules", "client_submits", "client_waits"],
+    ["figures", "metrics", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
     ["worker", "broker", "demo", "testing", "testing_broker", "pytest_plugin"],
     ["run"],
 ]
@@ -34,6 +36,7 @@ ONLY_IN = {
     "apsw": {"stores.sqlite*"},
     "prometheus_client": {"metrics"},
     "pytest": {"pytest_plugin"},
+    "cronsim": {"recurrence"},
 }
 
 #: Modules that may import a library only where it is needed, inside a function.

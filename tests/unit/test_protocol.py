@@ -274,6 +274,11 @@ GOOD = {
     "extend": {"leases": [[1, 1, "more"]], "for": 86400},
     "jobs": {"state": "queued", "queue": "q", "task": "t", "worker": "w", "before": 1, "limit": 1000, "payload": False},
     "queues": {}, "workers": {}, "stats": {}, "ping": {}, "bye": {},
+    "schedules": {"name": "n", "after": "m", "limit": 1000},
+    "schedule_put": {"name": "n", "job": {}, "cron": "x" * 256, "every": "366d", "timezone": "z" * 64, "overlap": "replace", "missed": "all",
+                     "missed_max": 100},
+    "schedule_delete": {"name": "n"}, "schedule_pause": {"name": "n", "reason": "r" * 256}, "schedule_resume": {"name": "n"},
+    "schedule_run": {"name": "n"},
     "backup": {"step": "read", "backup": bytes(16), "offset": 2**53 - 1, "size": 2**20},
 }
 
@@ -288,7 +293,9 @@ BAD = {
     "task": ["ä"], "worker": [[]],
     "before": [0, 2**53 + 1, "1"], "limit": [0, 1001, True],
     "step": ["start", None, 1, ["read"]], "backup": [None, b"", bytes(17), "../../../../etc/"],
-    "job": [0, 2**53, None, True, "1"],
+    "after": ["", 5], "job": [0, 2**53, None, True, "1", []], "cron": ["x" * 257, b"* * * * *", 5], "every": ["1" * 11, 10],
+    "timezone": ["z" * 65, 1], "overlap": ["all", None, 1], "missed": ["never", ["skip"]], "missed_max": [0, 101, True, "1"],
+    "reason": ["r" * 257, b"r"],
     "offset": [-1, 2**53, 0.0, True, "0"], "size": [0, 2**20 + 1, True, "1"],
 }
 

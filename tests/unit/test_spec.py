@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from greenroom import backups, conversation, stream
+from greenroom import backups, conversation, schedule_limits, stream
 from greenroom.errors import WIRE_ERRORS
 from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL
 from greenroom.leases import MAX_CRASHES, Timing
 from greenroom.listener import HANDSHAKE_DEADLINE_S
 from greenroom.protocol import (BACKUP_PIECE_BYTES, DEFAULT_LIMITS, DEFAULT_PORT, ERROR_LIMITS, HELLO_FRAME_BYTES, MAX_ANSWER_VALUES,
-                                MAX_INNER_ITEMS, MAX_MAP_ENTRIES, MAX_REQUEST_VALUES, MAX_TEXT_BYTES, VERBS, WORKER_VERBS)
+                                MAX_INNER_ITEMS, MAX_MAP_ENTRIES, MAX_REQUEST_VALUES, MAX_TEXT_BYTES, VERBS, WORKER_VERBS,
+                                check_fields)
+from greenroom.schedules import LATE_S, REPEATED_S, Schedules
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol_v1.md").read_text()
 
@@ -41,7 +43,30 @@ def test_the_greeting_and_the_verbs_with_tables_have_the_fields_of_the_code() ->
     assert set(first_column(reserve)) == fields_of("reserve")
 
 
-@pytest.mark.parametrize("verb", ["cancel", "retry", "runs", "get", "wait", "settle", "heartbeat", "extend", "backup"])
+def test_a_schedule_is_put_with_the_fields_and_shown_with_the_bounds_of_the_code() -> None:
+    put = part("### schedule_put", "Reply:")
+    shown = part("### schedules", "### schedule_put")
+    rows = {line.split("`")[1]: line for line in put.splitlines() if line.startswith("| `")}
+
+    assert {"name", "job", *rows} == fields_of("schedule_put")
+    assert set(first_column(shown)) - {"payload"} == set(vectors_of_schedules()) and "`payload`" in shown
+    for field in VERBS["schedule_put"]:
+        if field.default is not None:
+            assert str(field.default) in rows[field.name].split("|")[3]
+    assert f"at most {schedule_limits.MAX_SCHEDULES:,} schedules" in shown and f"{schedule_limits.MAX_PAYLOAD_BYTES} bytes" in shown
+    assert f"{schedule_limits.MAX_ALL_PAYLOAD_BYTES // 2**20} MiB in all" in shown and f"more than {LATE_S:g} s" in put
+    assert f"up to {REPEATED_S / 3600:g} hours" in put and f"int 1 … {schedule_limits.MAX_MISSED} |" in rows["missed_max"]
+
+
+def vectors_of_schedules() -> dict[str, object]:
+    """Return a schedule as a new one is shown."""
+    schedules = Schedules()
+    fields = check_fields(VERBS["schedule_put"], {"name": "n", "job": {"task": "t"}, "every": "1s"})
+    return schedules.put("n", fields, 0.0)[0].view([])
+
+
+@pytest.mark.parametrize("verb", ["cancel", "retry", "runs", "get", "wait", "settle", "heartbeat", "extend", "backup", "schedules",
+                                  "schedule_delete", "schedule_pause", "schedule_resume", "schedule_run"])
 def test_the_verbs_described_in_a_sentence_name_all_their_fields(verb: str) -> None:
     sentence = part(f"### {verb}\n", "Reply")
 

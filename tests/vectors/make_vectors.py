@@ -30,6 +30,11 @@ WORKER = {"name": "w1", "session": 2, "status": "busy", "jobs": [{"id": 7, "fenc
           "address": "127.0.0.1:40000", "software": "greenroom-python/0.1.0"}
 BACKUP = bytes.fromhex("5ea7c0de" * 4)
 BACKUP_FILE = b"SQLite format 3\0"
+SCHEDULE = {"name": "nightly", "error": None, "job": {"task": "report", "queue": "reports"}, "payload_bytes": 1, "cron": "30 2 * * *",
+            "every": None, "timezone": "Europe/Berlin", "overlap": "skip", "missed": "once", "missed_max": 10, "next_at": 1795570200.0,
+            "next_runs": [1795570200.0, 1795656600.0], "last_at": 1795483801.5, "last_job": 7, "runs": 3, "skipped": 0,
+            "paused_at": None, "reason": ""}
+PAUSED = {**SCHEDULE, "next_at": None, "next_runs": [], "paused_at": 1795560407.5, "reason": "the database moves"}
 COUNTS = {"scheduled": 0, "queued": 1, "running": 1, "completed": 5, "failed": 0, "cancelled": 0, "expired": 0}
 
 #: Name -> (heading, message). `C` is sent by the peer, `S` by the broker.
@@ -103,6 +108,19 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "backup_read_reply": ("S: a file of 16 bytes, to be short", {"id": 17, "ready": True, "made": 16, "total": 16,
                           "sha256": hashlib.sha256(BACKUP_FILE).digest(), "data": BACKUP_FILE}),
     "backup_end": ("C: it may go", {"verb": "backup", "id": 18, "step": "end", "backup": BACKUP}),
+    "schedules": ("C: all schedules behind a name", {"verb": "schedules", "id": 19, "after": "hourly", "limit": 100}),
+    "schedules_reply": ("S:", {"id": 19, "schedules": [SCHEDULE], "next": None, "total": 2}),
+    "schedule_put": ("C: each night at half past two in Berlin", {"verb": "schedule_put", "id": 20, "name": "nightly", "cron": "30 2 * * *",
+                     "timezone": "Europe/Berlin", "job": {"task": "report", "queue": "reports", "payload": b"\x80"}}),
+    "schedule_put_reply": ("S:", {"id": 20, "schedule": SCHEDULE, "created": False}),
+    "schedule_pause": ("C:", {"verb": "schedule_pause", "id": 21, "name": "nightly", "reason": "the database moves"}),
+    "schedule_pause_reply": ("S:", {"id": 21, "schedule": PAUSED}),
+    "schedule_resume": ("C:", {"verb": "schedule_resume", "id": 22, "name": "nightly"}),
+    "schedule_resume_reply": ("S:", {"id": 22, "schedule": SCHEDULE}),
+    "schedule_run": ("C:", {"verb": "schedule_run", "id": 23, "name": "nightly"}),
+    "schedule_run_reply": ("S:", {"id": 23, "job": 9}),
+    "schedule_delete": ("C:", {"verb": "schedule_delete", "id": 24, "name": "nightly"}),
+    "schedule_delete_reply": ("S:", {"id": 24}),
     "bye": ("C:", {"verb": "bye", "id": 15}),
     "bye_reply": ("S: and the connection ends", {"id": 15}),
     "notice_cancel": ("S: unasked", {"notice": "cancel", "leases": [[7, 12]]}),
