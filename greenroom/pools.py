@@ -35,6 +35,7 @@ MAX_WAITING = 1_000
 PIPE_FRAME_LIMIT = 1 << 30
 
 READY_TIMEOUT_S = 60.0  # for importing the user's task modules in a fresh child
+CANCEL_GRACE_S = 10.0  # a child whose job was cancelled has so long to end it by itself
 TERMINATE_S = 2.0  # between SIGTERM and SIGKILL
 RESPAWN_DELAY_S = (0.1, 5.0)  # first and longest pause after a child that ended before it was ready
 DEATH_CHECK_S = 0.5  # a dead child's pipe stays open while a process that it started holds it
@@ -93,7 +94,7 @@ class Outcome(NamedTuple):
 class Run:
     """An item in a pool, with its context and how far it has come."""
 
-    __slots__ = ("item", "key", "context", "is_begun", "is_withdrawn", "child")
+    __slots__ = ("item", "key", "context", "is_begun", "is_withdrawn", "child", "stop_by")
 
     def __init__(self, item: RunItem) -> None:
         self.item = item
@@ -104,6 +105,12 @@ class Run:
         self.is_begun = False  # a slot has taken it
         self.is_withdrawn = False  # taken back before a slot took it
         self.child: Child | None = None  # the process that said it has begun it
+        self.stop_by: float | None = None  # monotonic; set by a cancel: what can be killed is killed then
+
+    @property
+    def is_overdue(self) -> bool:
+        """True when it was cancelled and did not end in time."""
+        return self.stop_by is not None and time.monotonic() >= self.stop_by
 
 
 def execute(registry: Registry, item: RunItem, context: Context, *, max_result: int) -> Outcome:
@@ -222,11 +229,13 @@ class Pool:
 
     def cancel(self, job_id: int) -> bool:
         """Set Context.cancelled for a job; True if it was running or waiting. One that still waits will not begin: it
-        fails with CancelledTaskError. Never blocks."""
+        fails with CancelledTaskError, as does one whose child process is killed because it did not end within CANCEL_GRACE_S.
+        Never blocks."""
         with self._lock:
             runs = [run for run in self._held.values() if run.item.job_id == job_id]
             for run in runs:
                 if not run.context.cancelled:
+                    run.stop_by = time.monotonic() + CANCEL_GRACE_S
                     run.context.cancel()
                     self._tell_cancelled(run)
         return bool(runs)
@@ -396,6 +405,10 @@ class ProcessPool(Pool):
                 return None
             child = fresh
         log.warning("%s task=%s job=%d attempt=%d", reason, run.item.task, run.item.job_id, run.item.attempt)
+        if run.is_overdue:
+            cancelled = CancelledTaskError(f"it was cancelled and did not end within {CANCEL_GRACE_S:g} s, so its process was killed")
+            self._report(run, outcome_of(run.item, cancelled, time.monotonic() - started))
+            return None
         error = {"name": "ChildCrashError", "message": f"{reason} while it ran task {run.item.task}", "traceback": ""}
         self._report(run, _outcome(run.item, "crash", error=error, seconds=time.monotonic() - started))
         return None
@@ -412,7 +425,7 @@ class ProcessPool(Pool):
             return _outcome(run.item, "fail", error=error)
         try:
             child.send({"run": run.item._asdict()})
-            for message in child.messages():
+            for message in child.messages(is_over=lambda: run.is_overdue):
                 if message.get("begun") == list(run.key):
                     self._mark_begun(child, run)
                 elif message.get("fence") == run.item.fence and message.get("job_id") == run.item.job_id:
@@ -531,8 +544,8 @@ class Child:
         except (OSError, ValueError) as exc:
             log.debug("a cancel did not reach its child pid=%d: %s", self.pid, exc)
 
-    def messages(self, timeout_s: float | None = None) -> Iterator[dict]:
-        """Yield what the child says until it is gone, or silent for `timeout_s` (None: however long a job runs).
+    def messages(self, timeout_s: float | None = None, *, is_over: Callable[[], bool] = lambda: False) -> Iterator[dict]:
+        """Yield what the child says until it is gone, or silent for `timeout_s` (None: however long a job runs), or `is_over`.
 
         Raises OSError or ProtocolError if something else than our frames comes out of the pipe.
         """
@@ -541,7 +554,7 @@ class Child:
         silent_until = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             if not poller.poll(DEATH_CHECK_S * 1000):
-                if self._process.poll() is not None or (silent_until and time.monotonic() > silent_until):
+                if self._process.poll() is not None or (silent_until and time.monotonic() > silent_until) or is_over():
                     return
                 continue
             data = os.read(self._stdout.fileno(), 1 << 16)

@@ -58,6 +58,12 @@ def until_cancelled(mark: str, context: Context) -> None:
         raise CancelledTaskError("stopped")
 
 @task
+def deaf(mark: str) -> None:
+    open(mark, "w").close()
+    while True:
+        time.sleep(0.05)
+
+@task
 def die(code: int) -> None:
     os._exit(code)
 
@@ -615,3 +621,22 @@ def test_children_that_cannot_load_their_tasks_are_tried_again_and_stop_is_quick
     """)
 
     assert "a child process did not get ready" in logged and "there is no such file" in logged
+
+
+def test_a_child_that_does_not_hear_a_cancel_is_killed_and_its_slot_goes_on(tmp_path: Path) -> None:
+    run_script("process", tmp_path, """
+        import greenroom.pools
+        greenroom.pools.CANCEL_GRACE_S = 0.5
+        pool = make(1, done)
+        pool.start()
+        pool.submit(item(1, "deaf", {"mark": MARK}))
+        pool.submit(item(2, "add", {"a": 1, "b": 1}))
+        until(lambda: os.path.exists(MARK))
+        assert pool.cancel(1)
+        done.wait(1, 2)
+        deaf, other = done.outcomes[1], done.outcomes[2]
+        assert deaf.kind == "fail" and deaf.error["name"] == "CancelledTaskError", deaf
+        assert "killed" in deaf.error["message"] and deaf.wish == {"retry": False}
+        assert other.kind == "ack"
+        pool.stop(5)
+    """)
