@@ -243,6 +243,11 @@ class Producer(Actor):
         if submission.ids is None:
             submission.ids = answer["jobs"]
             for job_id, item in zip(answer["jobs"], submission.items, strict=True):
+                if isinstance(job_id, dict):
+                    if "unique_key" not in item or job_id["duplicate"] not in self.history.house.newest():
+                        raise Violation(f"U1: {item} was answered {job_id}")
+                    self.world.counts["duplicate"] += 1
+                    continue
                 if isinstance(job_id, int):
                     self.history.heard_accepted(job_id, item["payload"])
                     self.ids.append(job_id)

@@ -258,6 +258,10 @@ class History:
                 raise Violation(f"I1: job {job_id} was accepted and is gone")
             if row.payload is not None and row.payload != payload:
                 raise Violation(f"I2: job {job_id} has payload {row.payload!r}, was {payload!r}")
+        keys = Counter(row.extras.unique_key for row in rows.values()
+                       if row.state not in FINISHED_STATES and row.extras is not None and row.extras.unique_key is not None)
+        if keys and max(keys.values()) > 1:
+            raise Violation(f"U1: unfinished jobs share a unique key: {keys}")
         for job_id, ended in self.ended.items():
             row = rows[job_id]
             if (row.state.label, row.finished_at) != (ended.state, ended.finished_at):

@@ -228,6 +228,8 @@ class Run:
             if attempts < 5:
                 item.update(attempts=attempts, backoff="fixed", backoff_base=rng.choice([0.0, 0.5, 2.0]))
             if rng.random() < 0.1:
+                item["unique_key"] = rng.choice("abcdef")
+            if rng.random() < 0.1:
                 item["expires_in"] = rng.choice([0.5, 4.0])
             if rng.random() < 0.1:
                 item["timeout"] = rng.choice([1.0, 6.0])
