@@ -506,6 +506,8 @@ def _slices(dirty: dict[int, Job]) -> Iterator[list[Job]]:
         size += (0 if job.stored_state else job.payload_bytes) + (0 if job.result is None else len(job.result))
         if job.error is not None:
             size += sum(map(len, job.error.values()))
+        if job.runs:
+            size += sum(sum(map(len, run.error.values())) for run in job.runs if run.error is not None)
         if len(jobs) >= SLICE_JOBS or size >= SLICE_BYTES:
             yield jobs
             jobs, size = [], 0

@@ -13,7 +13,7 @@ def run(lease: tuple, job: dict, task: str, payload: bytes) -> None:
         if len(result) > 2**20: raise ValueError("the result is over limits.result")   # never send what is sure to be refused
         job["item"] = [*lease, "ack", result]
     except Exception as exc:
-        job["item"] = [*lease, "fail", {"name": type(exc).__name__, "message": str(exc)}]
+        job["item"] = [*lease, "fail", {"name": type(exc).__name__, "message": str(exc)}, {"retry": not isinstance(exc, KeyError)}]
     end.send(b"!")
 def give_up(leases: list[tuple]) -> None:   # they may run elsewhere by now; a result that is there may still count
     for lease in leases:

@@ -20,7 +20,7 @@ from greenroom.stores.sqlite_log import count_valid, look_behind, valid_frames
 from greenroom.stores.sqlite_opening import (
     BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, LOCK, MIGRATIONS, check_header, run_migration, sentence)
 from greenroom.stores.sqlite_reader import JOB_COLUMNS, JOBS_AND_LANES, WHOLE_PAYLOAD, WHOLE_RESULT, Query, job_from_row, schedules, unique_keys
-from greenroom.stores.sums import record_sum
+from greenroom.stores.sums import record_sum, run_sum
 
 
 class MissingStore(StoreError):
@@ -107,8 +107,9 @@ def sums(query: Query) -> Iterator[str]:
                           ("runs", "job, attempt, worker, started_at, ended_at, outcome, error")):
         if not _has(query, name):
             continue
+        sum_of = run_sum if name == "runs" else record_sum
         for *values, expected in query(f"SELECT {columns}, sum FROM {name}", ()):
-            if expected not in (None, record_sum(*values)):
+            if expected not in (None, sum_of(*values)):
                 yield f"{name}: the row of {values[0]} does not match its checksum"
     last = 0
     while rows := query(_ROWS, (last,)):

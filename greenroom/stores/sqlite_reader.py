@@ -12,7 +12,7 @@ from greenroom.errors import StoreError
 from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL, Job, Run, State
 from greenroom.records import LaneCounts, Lost, StoredSchedule
 from greenroom.stores.extras import take_extras
-from greenroom.stores.sums import StructError, data_sum, record_sum, row_sum, schedule_sum
+from greenroom.stores.sums import StructError, data_sum, record_sum, row_sum, run_sum, schedule_sum
 from greenroom.unique import Taken
 
 #: Runs one SQL statement with its bindings (by place or by name) and returns all rows.
@@ -228,7 +228,7 @@ class SqliteReader:
         """Return the runs of a job that did not complete it, oldest first; one that does not match its checksum is left out."""
         found = []
         for *values, error, expected in self._query(_RUNS, (job_id, MOST_RUNS)):
-            if expected == record_sum(*values, error):
+            if expected == run_sum(*values, error):
                 found.append(Run(*values[1:], None if error is None else json.loads(error)))
         return found[::-1]
 

@@ -15,7 +15,7 @@ from itertools import chain
 from greenroom.job import COMPLETED, QUEUED, RUNNING, SMALL_BYTES, STATES, Job
 from greenroom.records import StoredSchedule, Submission
 from greenroom.stores.extras import pack_extras
-from greenroom.stores.sums import data_sum, lane_seed, record_sum, row_sum, row_sum_of_new, schedule_sum
+from greenroom.stores.sums import data_sum, lane_seed, record_sum, row_sum, row_sum_of_new, run_sum, schedule_sum
 from greenroom.unique import taken_by
 
 #: Runs one SQL statement with its bindings.
@@ -188,8 +188,12 @@ class Rows:
 
     def _note_runs(self, job: Job) -> None:
         for run in job.runs:
-            row = (job.id, *run[:-1], None if run.error is None else json.dumps(run.error))
-            self._runs += (*row, record_sum(*row))
+            if run.error is None:
+                error = None
+            else:  # mostly it is the job's own, whose text is in its row: twice 20 kB of it would take the hub 0.1 ms
+                error = self._updates[job.id][_ERROR] if run.error is job.error and job.id in self._updates else json.dumps(run.error)
+            row = (job.id, *run[:-1], error)
+            self._runs += (*row, run_sum(*row))
         job.runs = None
 
     def add_submissions(self, submissions: Iterable[Submission]) -> None:

@@ -75,4 +75,11 @@ def record_sum(*values: int | float | str | bytes | None) -> int:
     return crc32(repr(values).encode())
 
 
-__all__ = ["StructError", "data_sum", "lane_seed", "record_sum", "row_sum", "row_sum_of_new", "schedule_sum"]
+def run_sum(*values: int | float | str | None) -> int:
+    """Return the sum of a run that did not complete its job. The last value is its error, as text: up to 20 kB, so not by repr."""
+    *others, error = values
+    total = record_sum(*others)
+    return total if error is None else crc32(error.encode(), total)
+
+
+__all__ = ["StructError", "data_sum", "lane_seed", "record_sum", "row_sum", "row_sum_of_new", "run_sum", "schedule_sum"]

@@ -138,7 +138,7 @@ def test_a_thousand_of_anything_are_handled_a_hundred_between_two_looks(dispatch
     ids = client.call("submit", jobs=[job()] * 1000)["jobs"]
     leases = held(dispatch, worker, "held")
     meter = Meter(monkeypatch)
-    for owner, name in ((verbs, "parse_new_job"), (verbs, "parse_settle"), (verbs, "_try_cancel"), (views, "view"), (views, "_worker")):
+    for owner, name in ((verbs, "parse_new_job"), (verbs, "parse_settle"), (views, "view"), (views, "_worker")):
         meter.count(owner, name)
     fetch = dispatch.batches.fetch
     monkeypatch.setattr(dispatch.batches, "fetch", lambda now: (meter.look(), fetch(now)))  # the pump breathes after each

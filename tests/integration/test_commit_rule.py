@@ -305,7 +305,7 @@ class Scene:
             caller.ask("reserve", n=rng.randint(1, 30), wait=rng.choice((0.0, 1.0)))
         if caller.held:
             jobs = rng.sample(list(caller.held), rng.randint(1, len(caller.held)))
-            outcomes = rng.choices((["ack", b"result"], ["fail", {"name": "Oops"}], ["nack"]), (8, 1, 1), k=len(jobs))
+            outcomes = rng.choices((["ack", b"result"], ["fail", {"name": "Oops"}, {"retry": False}], ["nack"]), (8, 1, 1), k=len(jobs))
             caller.ask("settle", leases=[[job, caller.held.pop(job), *outcome] for job, outcome in zip(jobs, outcomes)])
 
 

@@ -108,7 +108,7 @@ def test_hostile_text_in_every_field_stays_text(broker: object, start_worker: ob
     module.write_text(EVIL_TASKS.format(evil=EVIL), encoding="utf-8")
     start_worker(tasks=str(module))
 
-    jobs = [submit(broker, task, {EVIL: [EVIL, {"deep": EVIL}]}) for task in ("evil_result", "evil_text", "evil_error")]
+    jobs = [submit(broker, task, {EVIL: [EVIL, {"deep": EVIL}]}, attempts=1) for task in ("evil_result", "evil_text", "evil_error")]
 
     run_scenario(broker, "hostile_text_stays_text", {"jobs": jobs, "text": "window.pwned=2"})
 

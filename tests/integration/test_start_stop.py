@@ -452,7 +452,7 @@ def test_a_restart_restores_every_job_place_lease_and_counter(broker: BrokerProc
     expected = [job for _, _, job in sorted(zip(priorities, range(300), ids))]
     leases = reserve(worker, 40)
     assert [lease[0] for lease in leases] == expected[:40]
-    outcomes = [["ack", b"r" * 600]] * 10 + [["fail", {"name": "Oops", "message": "no", "traceback": ""}]] * 5 + [["nack"]] * 15
+    outcomes = [["ack", b"r" * 600]] * 10 + [["fail", {"name": "Oops", "message": "no", "traceback": ""}, {"retry": False}]] * 5 + [["nack"]] * 15
     settled = worker.call("settle", leases=[[*lease[:2], *outcome] for lease, outcome in zip(leases, outcomes)])
     assert set(settled["outcomes"]) == {"OK"}
     assert peer.call("cancel", jobs=[expected[-1], later[1]])["outcomes"] == ["cancelled", "cancelled"]

@@ -187,7 +187,7 @@ def test_a_job_can_be_given_back_failed_crashed_and_lost(worker: RawPeer, produc
     [[_, fence, *_]] = take(worker, queue)
 
     stale, bad, ok = worker.call("settle", leases=[[job, fence - 1, "ack"], [job, fence, "maybe"],
-                                                   [job, fence, "fail", {"name": "E", "message": "m" * 5000}]])["outcomes"]
+                                                   [job, fence, "fail", {"name": "E", "message": "m" * 5000}, {"retry": False}]])["outcomes"]
 
     assert (stale["code"], bad["code"], ok) == ("LEASE_LOST", "INVALID", "OK")
     view = state(producer, job)
@@ -515,7 +515,7 @@ def test_a_settle_answers_each_item_by_itself(worker: RawPeer, producer: RawPeer
 
     outcomes = worker.call("settle", leases=[
         [first, one, "ack", bytes(DEFAULT_LIMITS.result + 1)], [second, two, "ack", None, None], [third, three, "ack"], [third, three],
-        "no lease", [2**52, 1, "ack"], [first, one, "fail"]])["outcomes"]
+        "no lease", [2**52, 1, "ack"], [first, one, "fail", None, {"retry": False}]])["outcomes"]
 
     assert [outcome if isinstance(outcome, str) else outcome["code"] for outcome in outcomes] == [
         "TOO_LARGE", "INVALID", "OK", "INVALID", "INVALID", "NOT_FOUND", "OK"]
@@ -655,7 +655,7 @@ def test_an_answer_full_of_long_errors_keeps_to_the_frame_limit(make_broker: obj
     producer, worker = broker.connect(), broker.connect(role="worker")
     jobs = submit(producer, "q", 300)
     for job, fence, *_ in take(worker, "q", 300):
-        worker.call("settle", leases=[[job, fence, "fail", {"name": "E", "message": "m", "traceback": "t" * 16384}]])
+        worker.call("settle", leases=[[job, fence, "fail", {"name": "E", "message": "m", "traceback": "t" * 16384}, {"retry": False}]])
 
     answer = producer.call(verb, limit=1000) if verb == "jobs" else producer.call(verb, jobs=jobs)
 

@@ -87,7 +87,7 @@ const STATES = ["queued", "scheduled", "running", "completed", "failed", "cancel
 
 export function StatusChart() {
   const figures = stats.value;
-  const rows = figures ? STATES.map((state) => ({ key: state, head: html`<${Badge} state=${state} />`, value: figures[state], tone: state })) : [];
+  const rows = figures ? STATES.filter((state) => state !== "expired" || figures.expired).map((state) => ({ key: state, head: html`<${Badge} state=${state} />`, value: figures[state], tone: state })) : [];
   if (figures) rows.push({ key: "requeued", head: html`<${Badge} state="requeued" />`, value: figures.requeued, tone: "requeued", apart: true });
   return html`<section class="panel" id="status-chart" aria-labelledby="h-status"><h2 id="h-status">Status breakdown</h2>
     <div class="body"><${Bars} caption="Jobs by status" heads=${["Status", "Bar", "Jobs", "Share"]} rows=${rows} empty="…" /></div></section>`;
