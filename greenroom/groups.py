@@ -78,6 +78,11 @@ class Group:
                 lowest[entry[2]] = entry
         self._heap = sorted(lowest.values(), key=lambda entry: entry[:2])
 
+    def forget_closed(self) -> None:
+        """Forget lanes that were closed, which it takes from no more."""
+        self._heap = [entry for entry in self._heap if not entry[2].is_closed]
+        heapify(self._heap)
+
     def best_lane(self) -> Lane | None:
         """Return the lane that competes with the lowest rank, or None if no lane of this group has a queued job."""
         heap = self._heap
@@ -126,7 +131,8 @@ class Groups:
             for task in (None,) if tasks is None else tasks:
                 self._by_task.setdefault(task, {})[group] = None
             found = self._lanes.values() if tasks is None else (self._lanes.get(task, ()) for task in sorted(tasks))
-            group.tie([lane for lanes in found for lane in lanes if queues is None or lane.queue in queues])
+            group.tie([lane for lanes in found for lane in lanes
+                       if (queues is None or lane.queue in queues) and not lane.is_closed])
         group.sessions += 1
         session.group = group
         return group
@@ -147,12 +153,41 @@ class Groups:
                 lane.groups.remove(group)
 
     def add_lane(self, lane: Lane) -> None:
-        """Tie a new lane to the groups that match it."""
+        """Tie a new lane to the groups that match it, unless it is closed."""
         self._lanes.setdefault(lane.task, {})[lane] = None
+        if not lane.is_closed:
+            for group in self.matching(lane):
+                group.tie((lane,))
+
+    def matching(self, lane: Lane) -> Iterator[Group]:
+        """Yield the groups whose sessions can run jobs of the lane, also while it is closed."""
         for task in (None, lane.task):
             for group in self._by_task.get(task, ()):
                 if group.queues is None or lane.queue in group.queues:
-                    group.tie((lane,))
+                    yield group
+
+    def close(self, lanes: Iterable[Lane]) -> list[Group]:
+        """Let nobody take from these lanes; returns the groups that did. So what is paused costs those nothing that is not."""
+        changed: dict[Group, None] = {}  # a dict keeps the order: what follows must be the same in each run of a simulation
+        for lane in lanes:
+            lane.is_closed = True
+            for group in lane.groups:
+                del group.lanes[lane]
+                changed[group] = None
+            lane.groups = []
+        for group in changed:
+            group.forget_closed()
+        return list(changed)
+
+    def open(self, lanes: Iterable[Lane]) -> None:
+        """Let the groups that match these lanes take from them again."""
+        found: dict[Group, list[Lane]] = {}
+        for lane in lanes:
+            lane.is_closed = False
+            for group in self.matching(lane):
+                found.setdefault(group, []).append(lane)
+        for group, its_lanes in found.items():
+            group.tie(its_lanes)
 
     def drop_lane(self, lane: Lane) -> None:
         """Untie a lane that goes away; it must be idle."""

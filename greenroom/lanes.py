@@ -134,10 +134,11 @@ class Lane:
         groups: reserve groups that may take from this lane, kept by groups.py, as is
         offered: a rank that no group's knowledge of this lane is above.
         is_filling: a refill was asked for and has not come back.
+        is_closed: its queue or task is paused, so it belongs to no group.
     """
 
     __slots__ = ("queue", "task", "window", "counts", "totals", "requeues", "edge", "in_memory", "waiting_bytes", "groups",
-                 "offered", "is_filling", "_bands", "_priorities", "_returned", "_stale")
+                 "offered", "is_filling", "is_closed", "_bands", "_priorities", "_returned", "_stale")
 
     def __init__(self, queue: str, task: str, window: Window, totals: list[int]) -> None:
         self.queue = queue
@@ -152,6 +153,7 @@ class Lane:
         self.groups: list = []
         self.offered = ABOVE_ALL
         self.is_filling = False
+        self.is_closed = False
         self._bands: dict[int, deque[Job]] = {}  # priority -> jobs in order of place
         self._priorities: list[int] = []  # the keys of _bands, sorted
         self._returned: list[tuple[int, int, Job]] = []  # heap of (rank, attempt, job that came back)

@@ -16,7 +16,7 @@ from greenroom.errors import GreenroomError
 from greenroom.job import FINISHED_STATES, Extras, Job, JobOptions, NewJob, State
 from greenroom.lanes import Lane, Window
 from greenroom.leases import CHECKPOINT_AFTER_S, Caps, Timing
-from greenroom.records import Lost, SettleItem, StoredSchedule, Submission
+from greenroom.records import Lost, Pause, SettleItem, StoredSchedule, Submission
 from greenroom.sessions import Lease, Parked, Session
 from greenroom.stores import Retention
 from greenroom.stores.memory import MemoryStore
@@ -36,7 +36,7 @@ class CrashStore(MemoryStore):
     """A memory store that forgets what was not committed when it crashes, and that nobody may touch during a COMMIT."""
 
     _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_schedules", "_next", "_runs",
-             "_expiring", "_keys")
+             "_expiring", "_keys", "_pauses")
     _WITH_LISTS = ("_queued", "_counts", "_runs")
 
     def __init__(self, retention: Retention = Retention()) -> None:
@@ -67,6 +67,15 @@ class CrashStore(MemoryStore):
         """See Store."""
         self._touch("block", writes=True)
         return super().block(name, count)
+
+    def keep_pauses(self, pauses: dict[tuple[str, str], Pause | None]) -> None:
+        """See Store."""
+        self._touch("keep_pauses", writes=True)
+        super().keep_pauses(pauses)
+
+    def committed_pauses(self) -> dict[tuple[str, str], Pause]:
+        """Return the pauses as a crash would leave them."""
+        return self._pauses if self._saved is None else self._saved["_pauses"]
 
     def prune(self, now: float, limit: int) -> int:
         """See Store."""
@@ -146,7 +155,8 @@ class CheckedEngine(Engine):
         if session.group is None:
             return {}
         return {job.id: job for job in self.core.unfinished().values()
-                if job.state is State.QUEUED and session.group.matches(job.lane)}
+                if job.state is State.QUEUED and session.group.matches(job.lane)
+                and not self.pauses.of(job.queue, job.task)}
 
 
 def _rank(job: Job) -> int:
@@ -319,6 +329,25 @@ class Peer:
             core.retried.add(job_id)
             core.batches.hold(self, request_id, {"outcomes": [outcome]})
 
+    def pause(self, kind: str, name: str, *, seconds: float | None = None, reason: str = "", by: str = "me") -> int:
+        """Pause a queue or task."""
+        request_id = self._send("pause", (kind, name))
+        core = self.core
+        until = None if seconds is None else core.now + seconds
+        core.engine.pause(Pause(kind, name, core.now, until, reason, by), core.now)
+        core.batches.collect()
+        core.batches.hold(self, request_id, {})
+        return request_id
+
+    def resume(self, kind: str, name: str) -> int:
+        """Resume it."""
+        request_id = self._send("resume", (kind, name))
+        core = self.core
+        resumed = core.engine.resume(kind, name, core.now)
+        core.batches.collect()
+        core.batches.hold(self, request_id, {"resumed": resumed})
+        return request_id
+
     def wait(self, *jobs: int, seconds: float = 60.0) -> int:
         """Wait for jobs that are not known to be finished."""
         request_id = self._send("wait", jobs)
@@ -432,6 +461,9 @@ class Watched:
                 elif outcome == "OK":
                     is_kept = (row is not None and row.fence >= item.fence) or self._was_pruned(item.job)
                     assert is_kept, f"{item} was answered before its row"
+        elif sent.verb == "pause" and isinstance(sent.body, tuple):
+            is_known = sent.body in self.store.committed_pauses() or self.engine.pauses.get(*sent.body) is None
+            assert is_known, f"the pause of {sent.body} was told before its row"
         elif sent.verb in ("wait", "get"):
             ids = [shown["id"] for shown in answer["jobs"] if shown.get("state") in FINISHED_LABELS and shown["id"] not in self.retried]
             assert all(self._was_pruned(job) or kept(job).state in FINISHED_STATES for job in ids), "a finish left before its row"
@@ -673,9 +705,12 @@ def _check_sessions(core: Watched, jobs: dict[int, Job]) -> None:
 
 def _check_groups(core: Watched) -> None:
     engine = core.engine
+    for lane in engine.lanes.values():
+        assert lane.is_closed == bool(engine.pauses.of(lane.queue, lane.task)) and not (lane.is_closed and lane.groups)
     for group in engine.groups:
         assert group.sessions == sum(session.group is group for session in engine.sessions.values())
-        assert set(group.lanes) == {lane for lane in engine.lanes.values() if group.matches(lane)}
+        assert set(group.lanes) == {lane for lane in engine.lanes.values() if group.matches(lane) and not lane.is_closed}
+        assert not any(entry[2].is_closed for entry in group._heap)
         ranks = {lane: lane.best_rank() for lane in group.lanes if lane.best_rank() is not None}
         known: dict[Lane, int] = {}
         for rank, _, lane in group._heap:

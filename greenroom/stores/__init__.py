@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from greenroom.errors import ConfigError
 from greenroom.job import Job, Run
-from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.records import Damaged, LaneCounts, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
 
 
 #: The outcome of a submit is remembered so long under the id its client gave it.
@@ -29,7 +29,7 @@ SUBMISSION_KEPT_S = 600.0
 COUNT_KEEPS_S = 3600.0
 
 
-__all__ = ["Damaged", "LaneCounts", "Lost", "Reader", "Restored", "Retention", "Store", "StoredLease", "StoredSchedule",
+__all__ = ["Damaged", "LaneCounts", "Lost", "Pause", "Reader", "Restored", "Retention", "Store", "StoredLease", "StoredSchedule",
            "Submission", "open_store"]
 
 
@@ -109,6 +109,9 @@ class Store(Protocol):
         No window has them again, and their lanes count them no more.
         Their rows stay as they are, whatever becomes of history. Nothing happens to those that were set aside before.
         """
+
+    def keep_pauses(self, pauses: dict[tuple[str, str], Pause | None]) -> None:
+        """Keep these pauses, by (kind, name), in the open transaction; None: forget it. `open` returns those that are kept."""
 
     def prune(self, now: float, limit: int) -> int:
         """Delete up to `limit` finished jobs that are beyond retention, and as many submissions older than 10 minutes.

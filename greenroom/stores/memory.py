@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
 from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, STATES, Job, Run, State
-from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.records import Damaged, LaneCounts, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.unique import Taken, taken_by
 
@@ -35,6 +35,7 @@ class MemoryStore:
         self._keys: dict[str, Taken] = {}  # unique key -> who has it
         self._runs: dict[int, list[Run]] = {}  # job -> those that did not complete it, oldest first
         self._schedules: dict[str, StoredSchedule] = {}
+        self._pauses: dict[tuple[str, str], Pause] = {}
         self._next = {"job": 1, "fence": 1}
         self._touched: set[int] = set()  # jobs that differ from what readers see
         # What readers see; they may be on other threads.
@@ -52,7 +53,7 @@ class MemoryStore:
         cancelled = [_copy(job, small=True) for job_id, job in sorted(self._jobs.items())
                      if job.cancel_requested and job.state < _FIRST_FINISHED and job_id not in self._leases]
         return Restored(self._lane_counts(), leases, cancelled, keys=list(self._keys.items()),
-                        schedules=[self._schedules[name] for name in sorted(self._schedules)])
+                        schedules=[self._schedules[name] for name in sorted(self._schedules)], pauses=list(self._pauses.values()))
 
     def block(self, name: str, count: int) -> int:
         """Hand out `count` new numbers of this kind, "job" or "fence"; return the first."""
@@ -160,6 +161,13 @@ class MemoryStore:
             counts[record.state] -= 1
             counts[STATES] -= record.payload_bytes
             row.damage = record.what
+
+    def keep_pauses(self, pauses: dict[tuple[str, str], Pause | None]) -> None:
+        """Keep these pauses; None: forget it."""
+        for key, pause in pauses.items():
+            self._pauses.pop(key, None)
+            if pause is not None:
+                self._pauses[key] = pause
 
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, oldest first; return how many rows went."""

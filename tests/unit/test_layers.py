@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS: list[list[str]] = [
     ["errors", "clock", "needs", "own_process"],
     ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "retries", "expiry", "unique", "distributions", "tally",
-     "schedule_limits", "recurrence"],
-    ["groups", "sessions", "effects", "leases", "engine", "views", "waits", "submit_options", "default_client", "task_outcomes",
+     "pauses", "schedule_limits", "recurrence"],
+    ["groups", "sessions", "effects", "leases", "controls", "engine", "views", "waits", "submit_options", "default_client", "task_outcomes",
      "task_functions", "tasks", "schedules"],
     ["stores.*", "logs", "tables"],
     ["protocol"],
