@@ -168,7 +168,7 @@ class Batches:
             for delivery in deliveries:
                 self._deliver(delivery)
                 for job in delivery.jobs:
-                    if job.stored_state and job.payload_bytes > SMALL_BYTES:
+                    if job.stored_state and job.payload_bytes > SMALL_BYTES and job.rewrite is None:
                         _forget_payload(job)
         if effects.finished:
             finished, effects.finished = effects.finished, []
@@ -510,7 +510,7 @@ def _slices(dirty: dict[int, Job]) -> Iterator[list[Job]]:
     size = 0
     for job in dirty.values():
         jobs.append(job)
-        size += (0 if job.stored_state else job.payload_bytes) + (0 if job.result is None else len(job.result))
+        size += (0 if job.stored_state and job.rewrite is None else job.payload_bytes) + (0 if job.result is None else len(job.result))
         if job.error is not None:
             size += sum(map(len, job.error.values()))
         if len(jobs) >= SLICE_JOBS or size >= SLICE_BYTES:

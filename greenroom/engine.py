@@ -212,14 +212,9 @@ class Engine(ControlRules):
 
         Raises FinishedError, NotFoundError or GoneError.
         """
-        job = self.jobs.get(job_id)
+        job = self._unfinished(job_id, loaded)
         if job is None:
-            if loaded is None:
-                return None
-            job = self.check_there(job_id, loaded)
-            if job.state in FINISHED_STATES:
-                raise FinishedError(f"job {job_id} is already {job.state.label}")
-            self._attach(job)
+            return None
         if job.state is RUNNING:
             if not job.cancel_requested:
                 job.cancel_requested = True
@@ -229,6 +224,18 @@ class Engine(ControlRules):
         self._leave_waiting(job)
         self._finish(job, CANCELLED, now)
         return "cancelled"
+
+    def _unfinished(self, job_id: int, loaded: Job | Lost | None) -> Job | None:
+        """Return a job that is not over, from memory or as loaded, or None: load it. Raises as `cancel` does."""
+        job = self.jobs.get(job_id)
+        if job is None:
+            if loaded is None:
+                return None
+            job = self.check_there(job_id, loaded)
+            if job.state in FINISHED_STATES:
+                raise FinishedError(f"job {job_id} is already {job.state.label}")
+            self._attach(job)
+        return job
 
     def retry(self, job_id: int, now: float, loaded: Job | Lost | None = None) -> str | None:
         """Let a job that failed, was cancelled or expired wait again, behind all others of its priority: "queued".

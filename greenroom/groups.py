@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from greenroom.lanes import ABOVE_ALL, Lane
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Lanes that are refilled together: as many as batches.py looks up in one gap between commits.
 LANES_AHEAD = 8
+
+#: Tasks of which it is remembered who had them last.
+MAX_LEFT = 10_000
 
 GroupKey = tuple[frozenset[str] | None, frozenset[str] | None]
 
@@ -115,6 +119,8 @@ class Groups:
         self._groups: dict[GroupKey, Group] = {}
         self._by_task: dict[str | None, dict[Group, None]] = {}  # task that they can run, None: any -> groups
         self._lanes: dict[str, dict[Lane, None]] = {}  # task -> lanes
+        # Task (None: any) -> name and last sign of life of who went last of those that could run it; who went longest ago is first.
+        self._left: dict[str | None, tuple[str, float]] = {}
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups.values())
@@ -149,8 +155,20 @@ class Groups:
             del self._groups[group.queues, group.tasks]
             for task in (None,) if group.tasks is None else group.tasks:
                 _discard(self._by_task, task, group)
+                self._left.pop(task, None)
+                self._left[task] = (session.name, session.last_seen)
+            while len(self._left) > MAX_LEFT:
+                del self._left[next(iter(self._left))]
             for lane in group.lanes:
                 lane.groups.remove(group)
+
+    def last_seen(self, task: str) -> tuple[str, float] | None:
+        """Return the name of the latest session that could run a task and does no more, and when it last gave a sign of life.
+
+        None: there was none since the start, or it is long ago.
+        """
+        found = [self._left[key] for key in (task, None) if key in self._left]
+        return max(found, key=itemgetter(1), default=None)
 
     def add_lane(self, lane: Lane) -> None:
         """Tie a new lane to the groups that match it, unless it is closed."""

@@ -19,6 +19,7 @@ from greenroom.job import (CANCELLED, COMPLETED, EXPIRED, FAILED, QUEUED, RUNNIN
                            move_all)
 from greenroom.lanes import Lane, Window
 from greenroom.number_blocks import Numbers
+from greenroom.paces import Paces
 from greenroom.pauses import Pauses
 from greenroom.records import Lost, SettleItem, StoredLease
 from greenroom.retries import next_try
@@ -81,7 +82,7 @@ class LeaseRules:
         totals: State -> jobs, over all lanes; see Lane.counts. requeues: how often jobs came back, ever.
         requeued_by: reason -> how often, since the start; also the reasons in RETURNS, which count as nothing else.
         tally: what is counted for those who watch.
-        pauses: queues and tasks whose jobs are held back.
+        pauses: queues and tasks whose jobs are held back. paces: how fast lanes get done.
         draining: no submit and no reserve any more.
         random: gives the jitter of the next pause, 0 … 1.
     """
@@ -102,6 +103,7 @@ class LeaseRules:
         self.expiry = Expiry()
         self.keys = Keys()
         self.pauses = Pauses()
+        self.paces = Paces()
         self.sessions: dict[int, Session] = {}
         self.waiting = 0
         self.waiting_bytes = 0
@@ -540,6 +542,7 @@ class LeaseRules:
         if self.expiry.is_due(now):
             self.effects.wants_expired = True
         self._serve_returned(now)
+        self.paces.look(self.lanes.values(), now)
         return self.next_due()
 
     def forgive(self, late_s: float) -> None:

@@ -21,6 +21,7 @@ from greenroom.sessions import Lease, Parked, Session
 from greenroom.stores import Retention
 from greenroom.stores.memory import MemoryStore
 from greenroom.waits import Wait, Waits
+from tests.steering import Steering
 
 FINISHED_LABELS = frozenset(state.label for state in FINISHED_STATES)
 NAMELESS = {"name": "Oops", "message": "it broke", "traceback": ""}
@@ -170,7 +171,7 @@ class Sent(NamedTuple):
     body: object
 
 
-class Peer:
+class Peer(Steering):
     """A scripted client or worker: each method is one request. Answers lie in `answers` under the request's number."""
 
     def __init__(self, core: Core, name: str, role: str, instance: bytes | None) -> None:
@@ -292,62 +293,6 @@ class Peer:
             core.batches.hold(self, request_id, {"outcomes": outcomes})
         return request_id
 
-    def cancel(self, job_id: int) -> int:
-        """Cancel one job."""
-        request_id = self._send("cancel", job_id)
-        self._cancel(request_id, job_id, None)
-        return request_id
-
-    def _cancel(self, request_id: int, job_id: int, found: Job | Lost | None) -> None:
-        core = self.core
-        try:
-            outcome: object = core.engine.cancel(job_id, core.now, found)
-        except GreenroomError as exc:
-            outcome = exc
-        core.batches.collect()
-        if outcome is None:
-            core.batches.load([job_id], lambda jobs: self._cancel(request_id, job_id, jobs[job_id]))
-        else:
-            core.batches.hold(self, request_id, {"outcomes": [outcome]})
-
-    def retry(self, job_id: int) -> int:
-        """Retry one job."""
-        request_id = self._send("retry", job_id)
-        self._retry(request_id, job_id, None)
-        return request_id
-
-    def _retry(self, request_id: int, job_id: int, found: Job | Lost | None) -> None:
-        core = self.core
-        try:
-            outcome: object = core.engine.retry(job_id, core.now, found)
-        except GreenroomError as exc:
-            outcome = exc
-        core.batches.collect()
-        if outcome is None:
-            core.batches.load([job_id], lambda jobs: self._retry(request_id, job_id, jobs[job_id]))
-        else:
-            core.retried.add(job_id)
-            core.batches.hold(self, request_id, {"outcomes": [outcome]})
-
-    def pause(self, kind: str, name: str, *, seconds: float | None = None, reason: str = "", by: str = "me") -> int:
-        """Pause a queue or task."""
-        request_id = self._send("pause", (kind, name))
-        core = self.core
-        until = None if seconds is None else core.now + seconds
-        core.engine.pause(Pause(kind, name, core.now, until, reason, by), core.now)
-        core.batches.collect()
-        core.batches.hold(self, request_id, {})
-        return request_id
-
-    def resume(self, kind: str, name: str) -> int:
-        """Resume it."""
-        request_id = self._send("resume", (kind, name))
-        core = self.core
-        resumed = core.engine.resume(kind, name, core.now)
-        core.batches.collect()
-        core.batches.hold(self, request_id, {"resumed": resumed})
-        return request_id
-
     def wait(self, *jobs: int, seconds: float = 60.0) -> int:
         """Wait for jobs that are not known to be finished."""
         request_id = self._send("wait", jobs)
@@ -461,6 +406,11 @@ class Watched:
                 elif outcome == "OK":
                     is_kept = (row is not None and row.fence >= item.fence) or self._was_pruned(item.job)
                     assert is_kept, f"{item} was answered before its row"
+        elif sent.verb == "change" and isinstance(sent.body, tuple) and answer["outcomes"] == ["changed"]:
+            job_id, change = sent.body
+            row = kept(job_id)
+            assert self._was_pruned(job_id) or change.priority in (None, row.priority) or row.state in FINISHED_STATES or (
+                self._changed_again(job_id)), f"the change of {job_id} was told before its row"
         elif sent.verb == "pause" and isinstance(sent.body, tuple):
             is_known = sent.body in self.store.committed_pauses() or self.engine.pauses.get(*sent.body) is None
             assert is_known, f"the pause of {sent.body} was told before its row"
@@ -473,6 +423,10 @@ class Watched:
                     row = kept(job_id)
                     is_kept = self._was_pruned(job_id) or row.state in FINISHED_STATES or row.cancel_requested
                     assert is_kept, f"the cancel of {job_id} left before its row"
+
+    def _changed_again(self, job_id: int) -> bool:
+        return sum(peer.sent[number].verb == "change" and peer.sent[number].body[0] == job_id
+                   for peer in self.peers for number in peer.sent) > 1
 
     def _was_pruned(self, job_id: int) -> bool:
         return job_id not in self.store._jobs and not any(job_id in newer for newer in self._newer())

@@ -55,7 +55,8 @@ class Store(Protocol):
 
         For each job: insert it if `stored_state` is 0, else update it; a finished job gets its result or error; a running
         one is recorded as queued, and with a lease row if `checkpoint` is set; a lease row of a job that is no longer running
-        is removed. `runs` that ended join its history. Then sets stored_state, stored_requeues and stored_lease, and clears runs. Counters move in the same transaction.
+        is removed. `runs` that ended join its history. With `rewrite` set the queue, and perhaps the payload, are written again too. Then
+        sets stored_state, stored_requeues and stored_lease, and clears runs and rewrite. Counters move in the same transaction.
         The list holds a job at most once. Quick: about 3 µs a row; the statements may be left to `write` or `commit`.
         """
 

@@ -9,14 +9,14 @@ import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
-from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, STATES, Job, Run, State
+from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, STATES, Job, Rewrite, Run, State
 from greenroom.records import Damaged, LaneCounts, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.unique import Taken, taken_by
 
 _PAGE_SCAN_ROWS = 20_000
 _FIRST_FINISHED = State.COMPLETED
-_COPIED = [name for name in Job.__slots__ if name not in ("lane", "lease", "late_fence", "checkpoint")]
+_COPIED = [name for name in Job.__slots__ if name not in ("lane", "lease", "late_fence", "checkpoint", "rewrite")]
 
 
 class MemoryStore:
@@ -70,6 +70,9 @@ class MemoryStore:
                     known.update((run.attempt, run) for run in job.runs)
                     self._runs[job.id] = list(known.values())
                 job.runs = None
+            rewrite, job.rewrite = job.rewrite, None
+            if rewrite is not None:
+                self._move_counts(job, rewrite)
             self._record_key(job)
             self._count(job)
             self._record_lease(job)
@@ -77,8 +80,9 @@ class MemoryStore:
             before = self._jobs.get(job.id)
             if before is not None:
                 self._unlist(before)
-                row.payload = before.payload
-                row.payload_bytes = before.payload_bytes
+                if rewrite is None or not rewrite.has_payload:
+                    row.payload = before.payload
+                    row.payload_bytes = before.payload_bytes
             self._jobs[job.id] = row
             self._list(row)
             self._touched.add(job.id)
@@ -225,6 +229,18 @@ class MemoryStore:
         if is_over and taken is not None and taken.job == job.id and taken.until_done:
             del self._keys[job.extras.unique_key]
 
+    def _move_counts(self, job: Job, rewrite: Rewrite) -> None:
+        """Move what is counted of a changed job's row to the lane where it is now."""
+        before = self._counts[rewrite.queue, job.task]
+        after = self._counts.setdefault((job.queue, job.task), [0] * (STATES + 1))
+        for counts, sign, size in ((before, -1, rewrite.payload_bytes), (after, +1, job.payload_bytes)):
+            counts[job.stored_state] += sign
+            if job.stored_state < _FIRST_FINISHED:  # else it was retried, and its row counts as finished
+                counts[STATES] += sign * size
+        if rewrite.queue != job.queue:
+            before[3] += rewrite.requeues - job.stored_requeues
+            job.stored_requeues = rewrite.requeues
+
     def _record_lease(self, job: Job) -> None:
         lease = job.lease if job.state == State.RUNNING else None
         if lease is not None and job.checkpoint:
@@ -314,7 +330,7 @@ def _copy(job: Job, *, small: bool = False) -> Job:
         setattr(copy, name, getattr(job, name))
     copy.state = _recorded(job.state)
     copy.error = None if job.error is None else dict(job.error)
-    copy.lane = copy.lease = None
+    copy.lane = copy.lease = copy.rewrite = None
     copy.late_fence = 0
     copy.checkpoint = False
     if small and job.payload_bytes > SMALL_BYTES:

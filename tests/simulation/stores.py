@@ -20,13 +20,13 @@ from greenroom.stores.sqlite import SqliteStore
 from greenroom.stores.sqlite_reader import schedules
 
 #: The store's own notes in a job; both stores must find them as they were.
-NOTES = ("stored_state", "stored_requeues", "stored_lease", "result_bytes")
+NOTES = ("stored_state", "stored_requeues", "stored_lease", "result_bytes", "rewrite")
 COMPARED = ("id", "queue", "task", "priority", "place", "rank", "state", "payload", "payload_bytes", "raw", "submitted_at",
             "run_at", "started_at", "finished_at", "worker", "fence", "attempt", "crashes", "requeues", "cancel_requested",
             "result", "result_bytes", "result_raw", "error", "stored_state", "stored_requeues")
 
 
-KEPT = ("state", "fence", "requeues", "crashes", "cancel_requested", "place")
+KEPT = ("state", "fence", "requeues", "crashes", "cancel_requested", "place", "priority", "queue", "run_at")
 
 _disk_numbers = itertools.count(1)
 
