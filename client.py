@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import Generic, TypeVar, cast
 
 if __name__ == "__main__":
@@ -18,7 +19,8 @@ if __name__ == "__main__":
 
 from greenroom import __version__
 from greenroom.client_backup import Backup, Progress, fetch_backup
-from greenroom.client_jobs import wire_job
+from greenroom.client_controls import Controls
+from greenroom.client_jobs import pack_payload, wire_job
 from greenroom.client_schedules import ScheduleCalls
 from greenroom.client_submits import RESEND_S, Submits
 from greenroom.client_waits import SharedWaits
@@ -99,12 +101,22 @@ class Handle(Generic[Result]):
             raise outcome
         return outcome
 
+    def change(self, **changes: object) -> None:
+        """Change the job while it waits, see `Client.change`. Raises ConflictError, FinishedError, NotFoundError or GoneError."""
+        outcome = self._client.change([self.id], **changes)[0]
+        if isinstance(outcome, GreenroomError):
+            raise outcome
+
+    def explain(self) -> dict:
+        """Return why the job does not run, see `Client.explain`."""
+        return self._client.explain(self.id)
+
 
 def _handle(client: Client, outcome: int | Duplicate) -> Handle:
     return Handle(client, outcome) if isinstance(outcome, int) else Handle(client, outcome.job, is_duplicate=True)
 
 
-class Client(ScheduleCalls):
+class Client(Controls, ScheduleCalls):
     """A connection to a broker, made at the first use and made again when it is lost. Share one among threads or greenlets.
 
     The first connection must succeed at once, so that a wrong address is told and not waited for. Later a broker that
@@ -231,18 +243,37 @@ class Client(ScheduleCalls):
 
     def cancel(self, ids: Iterable[int]) -> list[str | GreenroomError]:
         """Cancel jobs; for each, in order, "cancelled", "requested" (it is running) or the error (not raised)."""
-        return self._each("cancel", ids)
+        return self._on_each({"verb": "cancel"}, ids)
 
     def retry(self, ids: Iterable[int]) -> list[str | GreenroomError]:
         """Let jobs that failed, were cancelled or expired run again; for each, in order, "queued" or the error (not raised)."""
-        return self._each("retry", ids)
+        return self._on_each({"verb": "retry"}, ids)
 
-    def _each(self, verb: str, ids: Iterable[int]) -> list[str | GreenroomError]:
+    def change(self, ids: Iterable[int], *, priority: int | None = None, queue: str | None = None, delay: float | None = None,
+               run_at: float | datetime | None = None, payload: object = None, raw: bool = False) -> list[str | GreenroomError]:
+        """Change jobs that wait; for each, in order, "changed" or the error (not raised): ConflictError, FinishedError …
+
+        Args:
+            priority: each keeps its place among those of its new priority. queue: it goes to the end of that one.
+            delay, run_at: when it may run; `delay=0` is now.
+            payload: as in `submit`; one change writes at most 4 MiB of them. The rest stays as it is.
+
+        Raises InvalidError or TooLargeError.
+        """
+        changes: dict[str, object] = {"priority": priority, "queue": queue, "delay": delay,
+                                      "run_at": run_at.timestamp() if isinstance(run_at, datetime) else run_at}
+        if payload is not None:
+            changes["payload"] = payload if raw else pack_payload(payload)
+            changes["encoding"] = "raw" if raw else "msgpack"
+        return self._on_each({"verb": "change", **{name: value for name, value in changes.items() if value is not None}}, ids)
+
+    def _on_each(self, message: dict, ids: Iterable[int]) -> list[str | GreenroomError]:
+        """Send a verb with `jobs` for as many at once as the broker takes; return all outcomes."""
         wanted = list(ids)
         outcomes: list[str | GreenroomError] = []
         while len(outcomes) < len(wanted):
             part = wanted[len(outcomes):len(outcomes) + self._list_limit()]
-            answer = self._call({"verb": verb, "jobs": part})["outcomes"]
+            answer = self._call({**message, "jobs": part})["outcomes"]
             outcomes += [outcome if isinstance(outcome, str) else from_wire(outcome) for outcome in answer]
         return outcomes
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgpack
 
 from greenroom.errors import (GreenroomError, InvalidError, ProtocolError, TooLargeError, UnknownVerbError, VersionError)
-from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL, check_name, is_number
+from greenroom.job import NUMBER_LIMIT, OPTIONS, STATE_BY_LABEL, check_name, is_number
 from greenroom.records import SettleItem
 from greenroom.schedule_limits import (DEFAULT_MISSED, MAX_CRON_CHARACTERS, MAX_EVERY_CHARACTERS, MAX_MISSED, MAX_REASON_CHARACTERS,
                                        MAX_ZONE_CHARACTERS, MISSED, OVERLAPS)
@@ -396,6 +396,11 @@ def _map(value: object) -> dict:
     return value
 
 
+def _option(name: str) -> Field:
+    """Return the field by which a verb takes an option of a job; left out: nil."""
+    return Field(name, OPTIONS[name].check)
+
+
 _WAIT = Field("wait", _seconds(0, DEFAULT_LIMITS.wait), 0.0)
 _JOB_IDS = Field("jobs", _ids, required=True)
 _SCHEDULE = Field("name", check_name, required=True)
@@ -444,6 +449,14 @@ VERBS: dict[str, tuple[Field, ...]] = {
     "schedule_resume": (_SCHEDULE,),
     "schedule_run": (_SCHEDULE,),
     "ping": (),
+    "pause": (
+        Field("queue", check_name), Field("task", check_name), Field("for", _seconds(1, 366 * 86400)), Field("reason", _text(256), ""),
+        Field("by", _text(128))),
+    "resume": (Field("queue", check_name), Field("task", check_name)),
+    "pauses": (),
+    "change": (_JOB_IDS, *map(_option, ("priority", "queue", "run_at", "delay", "payload", "encoding"))),
+    "purge": (Field("queue", check_name, required=True), Field("task", check_name), Field("before", _integer(1, NUMBER_LIMIT))),
+    "explain": (Field("job", _integer(1, NUMBER_LIMIT - 1)), Field("queue", check_name)),
     "bye": (),
 }
 

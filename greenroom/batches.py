@@ -24,7 +24,7 @@ from greenroom.effects import Delivery, Effects
 from greenroom.engine import Engine
 from greenroom.errors import GreenroomError, UnknownOutcomeError
 from greenroom.job import RUNNING, SMALL_BYTES, Job
-from greenroom.records import Damaged, Lost, StoredSchedule, Submission
+from greenroom.records import Damaged, Lost, Pause, StoredSchedule, Submission
 from greenroom.sessions import Lease
 from greenroom.stores import Store
 from greenroom.waits import Waits
@@ -102,13 +102,14 @@ class Budget:
 class Batch:
     """Rows of one transaction, and what leaves after it."""
 
-    __slots__ = ("dirty", "submissions", "damaged", "schedules", "leaving", "held_bytes", "payload_bytes")
+    __slots__ = ("dirty", "submissions", "damaged", "schedules", "pauses", "leaving", "held_bytes", "payload_bytes")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
         self.submissions: dict[bytes, Submission] = {}
         self.damaged: list[Damaged] = []
         self.schedules: dict[str, StoredSchedule | None] = {}  # None: deleted
+        self.pauses: dict[tuple[str, str], Pause | None] = {}
         # (peer, request id, answer), (peer, None, notice) or (None, None, function to call)
         self.leaving: list[tuple[Peer | None, int | None, object]] = []
         self.held_bytes = 0  # of `leaving`, roughly
@@ -117,7 +118,7 @@ class Batch:
     @property
     def has_rows(self) -> bool:
         """True if it needs a COMMIT of its own."""
-        return bool(self.dirty or self.submissions or self.damaged or self.schedules)
+        return bool(self.dirty or self.submissions or self.damaged or self.schedules or self.pauses)
 
 
 class Batches:
@@ -167,7 +168,7 @@ class Batches:
             for delivery in deliveries:
                 self._deliver(delivery)
                 for job in delivery.jobs:
-                    if job.stored_state and job.payload_bytes > SMALL_BYTES:
+                    if job.stored_state and job.payload_bytes > SMALL_BYTES and job.rewrite is None:
                         _forget_payload(job)
         if effects.finished:
             finished, effects.finished = effects.finished, []
@@ -184,6 +185,9 @@ class Batches:
             for record in effects.damaged:
                 log.error("job %d is damaged: its %s does not match the checksum; it is set aside (docs/operations.md, Damage)",
                           record.job, record.what)
+        if effects.pauses:
+            self._note_rows()
+            self._gathering.pauses.update(effects.pauses)
         for notice in effects.notices:
             if notice.session.conn is not None:
                 self._leave(notice.session.conn, None, {"notice": notice.kind, "leases": notice.leases})
@@ -352,6 +356,7 @@ class Batches:
             self._closed.submissions.update(batch.submissions)
             self._closed.damaged.extend(batch.damaged)
             self._closed.schedules.update(batch.schedules)
+            self._closed.pauses.update(batch.pauses)
             self._closed.leaving.extend(batch.leaving)
             self._closed.held_bytes += batch.held_bytes
         self._to_apply.extend(_slices(batch.dirty))
@@ -361,6 +366,8 @@ class Batches:
             self.store.apply_schedules(batch.schedules)
         if batch.damaged:
             self.store.set_aside(batch.damaged)
+        if batch.pauses:
+            self.store.keep_pauses(batch.pauses)
 
     def apply_slice(self) -> bool:
         """Hand some of the rows to the store; returns True when it has all.
@@ -503,7 +510,7 @@ def _slices(dirty: dict[int, Job]) -> Iterator[list[Job]]:
     size = 0
     for job in dirty.values():
         jobs.append(job)
-        size += (0 if job.stored_state else job.payload_bytes) + (0 if job.result is None else len(job.result))
+        size += (0 if job.stored_state and job.rewrite is None else job.payload_bytes) + (0 if job.result is None else len(job.result))
         if job.error is not None:
             size += sum(map(len, job.error.values()))
         if job.runs:

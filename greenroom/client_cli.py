@@ -164,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("-p", "--priority", type=int, metavar="N", help="1 (first) to 10 (last), default 5")
     submit.add_argument("-q", "--queue", metavar="QUEUE", help="default: default")
     submit.add_argument("--delay", type=float, metavar="S", help="not before so many seconds from now")
-    submit.add_argument("--run-at", type=_moment, metavar="T", help="not before: 2030-01-31T09:00 or Unix seconds")
+    submit.add_argument("--run-at", type=moment, metavar="T", help="not before: 2030-01-31T09:00 or Unix seconds")
     submit.add_argument("--wait", action="store_true", help="wait for the result and print it")
     rare = submit.add_argument_group("rare options")
     for option in (option for option in OPTIONS.values() if option.name in Extras._fields):
@@ -173,25 +173,28 @@ def build_parser() -> argparse.ArgumentParser:
                           metavar=option.kind.split()[-1].upper())
     for name, function, help_text in (("get", do_get, "show jobs"), ("wait", do_wait, "wait for jobs to finish"),
                                       ("cancel", do_cancel, "cancel jobs")):
-        command(name, function, help_text).add_argument("ids", metavar="ID", nargs="+", type=_job_id)
+        command(name, function, help_text).add_argument("ids", metavar="ID", nargs="+", type=job_id)
     retry = command("retry", do_retry, "let jobs run again that failed, were cancelled or expired")
-    retry.add_argument("ids", metavar="ID", nargs="*", type=_job_id)
+    retry.add_argument("ids", metavar="ID", nargs="*", type=job_id)
     retry.add_argument("--failed", action="store_true", help="all that failed; with --queue and --task only those of them")
     for name in ("queue", "task"):
         retry.add_argument(f"--{name}", metavar="NAME")
-    command("runs", do_runs, "show the runs of a job that did not complete it").add_argument("id", metavar="ID", type=_job_id)
+    command("runs", do_runs, "show the runs of a job that did not complete it").add_argument("id", metavar="ID", type=job_id)
     jobs = command("jobs", do_jobs, "list jobs, newest first")
     jobs.add_argument("--state", choices=list(STATE_BY_LABEL))
     for name in ("queue", "task", "worker"):
         jobs.add_argument(f"--{name}", metavar="NAME")
     jobs.add_argument("-n", type=_positive, default=50, metavar="COUNT", help="at most so many, default 50")
     command("queues", do_queues, "list queues")
+    # Not above: they stand on this module.
+    from greenroom.client_control_cli import add_commands
+    add_commands(command)
     command("workers", do_workers, "list workers")
     command("stats", do_stats, "show the broker's counts")
     backup = command("backup", do_backup, "copy the broker's store into a file, while it runs")
     backup.add_argument("file", metavar="FILE")
     backup.add_argument("--force", action="store_true", help="replace a file that is there")
-    add_schedule_commands(command, Ways(_payload, _positive, readable))
+    add_schedule_commands(command, Ways(payload, _positive, readable))
     command("demo", do_demo, "show that an urgent job overtakes a waiting one")
     return top
 
@@ -213,7 +216,7 @@ def _add_common(parser: argparse.ArgumentParser, *, is_top: bool) -> None:
 
 def do_submit(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`submit`: print the id, or with --wait the result."""
-    handle = client.submit(args.task, _payload(args.payload), queue=args.queue, priority=args.priority, delay=args.delay,
+    handle = client.submit(args.task, payload(args.payload), queue=args.queue, priority=args.priority, delay=args.delay,
                            run_at=args.run_at, answer_timeout=args.timeout or 30.0,
                            **{name: getattr(args, f"option_{name}") for name in Extras._fields})
     if handle.is_duplicate:
@@ -325,14 +328,17 @@ def do_jobs(client: Client, args: argparse.Namespace, output: Output) -> int:
 
 def do_queues(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`queues`: print their counts."""
+    from greenroom.client_control_cli import held
     names = ("name", "scheduled", "queued", "running", "completed", "failed", "cancelled", "requeued", "workers", "tasks")
-    output.rows(client.queues(), {name: _reader(name) for name in names})
+    columns = {name: reader(name) for name in names}
+    columns["paused"] = lambda queue: held(queue.get("paused")).strip()
+    output.rows(client.queues(), columns)
     return DONE
 
 
 def do_workers(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`workers`: print who is connected and busy."""
-    columns = {name: _reader(name) for name in ("name", "status", "running", "free", "done", "failed", "lost", "address")}
+    columns = {name: reader(name) for name in ("name", "status", "running", "free", "done", "failed", "lost", "address")}
     columns["last seen"] = lambda worker: tables.short_moment(worker.get("last_seen_at"), Clock().now())
     columns["tasks"] = lambda worker: "any" if worker.get("tasks") is None else " ".join(worker["tasks"])
     output.rows(client.workers(), columns)
@@ -393,18 +399,20 @@ def _outcome_cell(view: dict) -> object:
     return f"{error.get('name')}: {error.get('message')}" if error else view.get("result")
 
 
-def _reader(name: str) -> Callable[[dict], object]:
+def reader(name: str) -> Callable[[dict], object]:
+    """Return what reads a column of this name."""
     return lambda item: item.get(name)
 
 
 JOB_COLUMNS: dict[str, Callable[[dict], object]] = {
-    **{name: _reader(name) for name in ("id", "task", "queue", "priority", "state", "worker")},
+    **{name: reader(name) for name in ("id", "task", "queue", "priority", "state", "worker")},
     "submitted": lambda view: tables.short_moment(view.get("submitted_at"), Clock().now()),
     "result or error": _outcome_cell,
 }
 
 
-def _payload(text: str | None) -> object:
+def payload(text: str | None) -> object:
+    """Return a payload given as JSON, `-` reads it from stdin; None: none. Raises ConfigError."""
     if text is None:
         return None
     if text == "-":
@@ -419,7 +427,8 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(f"JSON has no {name}")
 
 
-def _job_id(text: str) -> int:
+def job_id(text: str) -> int:
+    """Return a job's number given as an argument."""
     if not text.isascii() or not text.isdigit() or len(text) > 16 or not 1 <= int(text) < 2**53:
         raise argparse.ArgumentTypeError(f"{text!r} is not a job id (a number from 1)")
     return int(text)
@@ -441,7 +450,8 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _moment(text: str) -> float:
+def moment(text: str) -> float:
+    """Return a time given as an argument, in seconds since 1970."""
     try:
         return float(text)
     except ValueError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from greenroom.job import Job
-from greenroom.records import Damaged
+from greenroom.records import Damaged, Pause
 
 if TYPE_CHECKING:
     from greenroom.lanes import Lane
@@ -42,9 +42,11 @@ class Effects:
         refills: lanes whose window wants jobs, or a head's payload, from the store.
         wants_scheduled: the window of scheduled jobs wants more. wants_expired: jobs may wait that should have begun by now.
         damaged: waiting jobs that the store must set aside.
+        pauses: (kind, name) -> the pause that the store must keep; None: it is over.
     """
 
-    __slots__ = ("dirty", "deliveries", "notices", "finished", "closes", "refills", "wants_scheduled", "wants_expired", "damaged")
+    __slots__ = ("dirty", "deliveries", "notices", "finished", "closes", "refills", "wants_scheduled", "wants_expired", "damaged",
+                 "pauses")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
@@ -56,8 +58,10 @@ class Effects:
         self.wants_scheduled = False
         self.wants_expired = False
         self.damaged: list[Damaged] = []
+        self.pauses: dict[tuple[str, str], Pause | None] = {}
 
     @property
     def is_unusual(self) -> bool:
         """True if anything is wished for but rows, deliveries and news of finished jobs."""
-        return bool(self.notices or self.closes or self.refills or self.wants_scheduled or self.wants_expired or self.damaged)
+        return bool(self.notices or self.closes or self.refills or self.wants_scheduled or self.wants_expired or self.damaged
+                    or self.pauses)

@@ -2,7 +2,8 @@
 
 No clock, no greenlet, no disk, no random. Every method takes `now` (seconds) where time matters, answers at once, and notes
 in `effects` what must be written, delivered or told. What it decides becomes visible to anybody only after the commit that holds
-it (batches.py). The rules about sessions, leases and time are in leases.py, which this class is built on.
+it (batches.py). The rules about sessions, leases and time are in leases.py, those for people who steer it in controls.py; this
+class is built on both.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
+from greenroom.controls import ControlRules
 from greenroom.effects import Delivery, Notice
 from greenroom.errors import BusyError, ConflictError, DrainingError, FinishedError, FullError, GoneError, NotFoundError
 from greenroom.expiry import LOOKS_APART_S
@@ -19,7 +21,7 @@ from greenroom.groups import Group
 from greenroom.job import (CANCELLED, EXPIRED, FAILED, FINISHED_STATES, QUEUED, RETRYABLE_STATES, RUNNING, SCHEDULED, Job, JobOptions, NewJob,
                            State, move, rank_of)
 from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
-from greenroom.leases import LeaseRules, damaged_error
+from greenroom.leases import damaged_error
 from greenroom.sessions import Parked, Session
 from greenroom.records import Damaged, LaneCounts, Lost, Restored
 from greenroom.unique import Duplicate, taken_by
@@ -41,11 +43,12 @@ class RefillPlan(NamedTuple):
     payload_ids: list[int]
 
 
-class Engine(LeaseRules):
+class Engine(ControlRules):
     """All jobs that are in memory, and the rules by which they move."""
 
     def restore(self, restored: Restored, now: float, grace_s: float) -> None:
         """Start from what the store found. Leases hold for `grace_s` from now, whatever their stored times say."""
+        self.pauses.restore(restored.pauses)  # before there is a lane that somebody could take from
         for counts in restored.lanes:
             self._restore_lane(counts)
         for stored in restored.leases:
@@ -209,14 +212,9 @@ class Engine(LeaseRules):
 
         Raises FinishedError, NotFoundError or GoneError.
         """
-        job = self.jobs.get(job_id)
+        job = self._unfinished(job_id, loaded)
         if job is None:
-            if loaded is None:
-                return None
-            job = self.check_there(job_id, loaded)
-            if job.state in FINISHED_STATES:
-                raise FinishedError(f"job {job_id} is already {job.state.label}")
-            self._attach(job)
+            return None
         if job.state is RUNNING:
             if not job.cancel_requested:
                 job.cancel_requested = True
@@ -226,6 +224,18 @@ class Engine(LeaseRules):
         self._leave_waiting(job)
         self._finish(job, CANCELLED, now)
         return "cancelled"
+
+    def _unfinished(self, job_id: int, loaded: Job | Lost | None) -> Job | None:
+        """Return a job that is not over, from memory or as loaded, or None: load it. Raises as `cancel` does."""
+        job = self.jobs.get(job_id)
+        if job is None:
+            if loaded is None:
+                return None
+            job = self.check_there(job_id, loaded)
+            if job.state in FINISHED_STATES:
+                raise FinishedError(f"job {job_id} is already {job.state.label}")
+            self._attach(job)
+        return job
 
     def retry(self, job_id: int, now: float, loaded: Job | Lost | None = None) -> str | None:
         """Let a job that failed, was cancelled or expired wait again, behind all others of its priority: "queued".
@@ -592,6 +602,7 @@ class Engine(LeaseRules):
 
     def _new_lane(self, queue: str, task: str) -> Lane:
         lane = self.lanes[queue, task] = Lane(queue, task, self.window, self.totals)
+        lane.is_closed = bool(self.pauses.of(queue, task))
         self.groups.add_lane(lane)
         return lane
 

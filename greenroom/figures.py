@@ -56,7 +56,7 @@ def stats(desk: Desk) -> dict[str, object]:
 
 def _stats(desk: Desk, by_task: views.Grouped) -> dict[str, object]:
     engine, tally, now = desk.engine, desk.engine.tally, desk.now()
-    shown = {**views.counts(engine, desk.breathe), "tasks": views.tasks(by_task, desk.breathe)}
+    shown = {**views.counts(engine, desk.breathe), "tasks": views.tasks(engine, by_task, desk.breathe)}
     views.forget(by_task, desk.breathe)
     shown["memory"].update(
         max_jobs=engine.window.max_jobs, max_bytes=engine.window.max_bytes, granted=tally.grants,
@@ -65,6 +65,7 @@ def _stats(desk: Desk, by_task: views.Grouped) -> dict[str, object]:
         now=now, started_at=desk.started_at, version=__version__, lanes=len(engine.lanes), store=_store(desk, now),
         hub=_hub(desk, now), requeued_by=dict(engine.requeued_by), damaged=views.damaged(engine),
         returned=sum(engine.requeued_by[reason] for reason in RETURNS),
+        paused={kind: sum(pause.kind == kind for pause in engine.pauses) for kind in ("queue", "task")},
         settles={"late": tally.late_settles, "stale": tally.stale_settles, "repeated": tally.repeated_settles},
         repeated_submits=tally.repeated_submits, refused=dict(tally.refused), refused_jobs=dict(tally.refused_jobs),
         waiting={"reserves": engine.parked, "waits": desk.waits.open, "answers": desk.batches.held_answers,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from greenroom.lanes import ABOVE_ALL, Lane
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Lanes that are refilled together: as many as batches.py looks up in one gap between commits.
 LANES_AHEAD = 8
+
+#: Tasks of which it is remembered who had them last.
+MAX_LEFT = 10_000
 
 GroupKey = tuple[frozenset[str] | None, frozenset[str] | None]
 
@@ -78,6 +82,11 @@ class Group:
                 lowest[entry[2]] = entry
         self._heap = sorted(lowest.values(), key=lambda entry: entry[:2])
 
+    def forget_closed(self) -> None:
+        """Forget lanes that were closed, which it takes from no more."""
+        self._heap = [entry for entry in self._heap if not entry[2].is_closed]
+        heapify(self._heap)
+
     def best_lane(self) -> Lane | None:
         """Return the lane that competes with the lowest rank, or None if no lane of this group has a queued job."""
         heap = self._heap
@@ -110,6 +119,8 @@ class Groups:
         self._groups: dict[GroupKey, Group] = {}
         self._by_task: dict[str | None, dict[Group, None]] = {}  # task that they can run, None: any -> groups
         self._lanes: dict[str, dict[Lane, None]] = {}  # task -> lanes
+        # Task (None: any) -> name and last sign of life of who went last of those that could run it; who went longest ago is first.
+        self._left: dict[str | None, tuple[str, float]] = {}
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups.values())
@@ -126,7 +137,8 @@ class Groups:
             for task in (None,) if tasks is None else tasks:
                 self._by_task.setdefault(task, {})[group] = None
             found = self._lanes.values() if tasks is None else (self._lanes.get(task, ()) for task in sorted(tasks))
-            group.tie([lane for lanes in found for lane in lanes if queues is None or lane.queue in queues])
+            group.tie([lane for lanes in found for lane in lanes
+                       if (queues is None or lane.queue in queues) and not lane.is_closed])
         group.sessions += 1
         session.group = group
         return group
@@ -143,16 +155,57 @@ class Groups:
             del self._groups[group.queues, group.tasks]
             for task in (None,) if group.tasks is None else group.tasks:
                 _discard(self._by_task, task, group)
+                self._left.pop(task, None)
+                self._left[task] = (session.name, session.last_seen)
+            while len(self._left) > MAX_LEFT:
+                del self._left[next(iter(self._left))]
             for lane in group.lanes:
                 lane.groups.remove(group)
 
+    def last_seen(self, task: str) -> tuple[str, float] | None:
+        """Return the name of the latest session that could run a task and does no more, and when it last gave a sign of life.
+
+        None: there was none since the start, or it is long ago.
+        """
+        found = [self._left[key] for key in (task, None) if key in self._left]
+        return max(found, key=itemgetter(1), default=None)
+
     def add_lane(self, lane: Lane) -> None:
-        """Tie a new lane to the groups that match it."""
+        """Tie a new lane to the groups that match it, unless it is closed."""
         self._lanes.setdefault(lane.task, {})[lane] = None
+        if not lane.is_closed:
+            for group in self.matching(lane):
+                group.tie((lane,))
+
+    def matching(self, lane: Lane) -> Iterator[Group]:
+        """Yield the groups whose sessions can run jobs of the lane, also while it is closed."""
         for task in (None, lane.task):
             for group in self._by_task.get(task, ()):
                 if group.queues is None or lane.queue in group.queues:
-                    group.tie((lane,))
+                    yield group
+
+    def close(self, lanes: Iterable[Lane]) -> list[Group]:
+        """Let nobody take from these lanes; returns the groups that did. So what is paused costs those nothing that is not."""
+        changed: dict[Group, None] = {}  # a dict keeps the order: what follows must be the same in each run of a simulation
+        for lane in lanes:
+            lane.is_closed = True
+            for group in lane.groups:
+                del group.lanes[lane]
+                changed[group] = None
+            lane.groups = []
+        for group in changed:
+            group.forget_closed()
+        return list(changed)
+
+    def open(self, lanes: Iterable[Lane]) -> None:
+        """Let the groups that match these lanes take from them again."""
+        found: dict[Group, list[Lane]] = {}
+        for lane in lanes:
+            lane.is_closed = False
+            for group in self.matching(lane):
+                found.setdefault(group, []).append(lane)
+        for group, its_lanes in found.items():
+            group.tie(its_lanes)
 
     def drop_lane(self, lane: Lane) -> None:
         """Untie a lane that goes away; it must be idle."""

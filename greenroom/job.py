@@ -53,7 +53,8 @@ SCHEDULED, QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED, EXPIRED = State
 MOVES: dict[State, frozenset[State]] = {
     SCHEDULED: frozenset({QUEUED, CANCELLED, EXPIRED}),
     # Queued jobs finish without running again when the settle of a lease that ran out arrives before anyone else got them.
-    QUEUED: frozenset({RUNNING, COMPLETED, FAILED, CANCELLED, EXPIRED}),
+    # … and go back to scheduled when somebody gives them a time.
+    QUEUED: frozenset({SCHEDULED, RUNNING, COMPLETED, FAILED, CANCELLED, EXPIRED}),
     # To scheduled: a failed run that is tried again later, or one that asked to be put off.
     RUNNING: frozenset({QUEUED, SCHEDULED, COMPLETED, FAILED, CANCELLED}),
     COMPLETED: frozenset(),
@@ -85,6 +86,15 @@ class Run(NamedTuple):
 RUN_OUTCOMES = ("failed", "snoozed", "lost", "expired", "crash", "nack", "bye", "not presented")
 
 
+class Rewrite(NamedTuple):
+    """What the store must write of a waiting job beside what may always change: it was changed by somebody since its row was written."""
+
+    queue: str  # as in its row
+    payload_bytes: int  # as in its row
+    requeues: int  # when the queue changed: those belong to the lane in its row
+    has_payload: bool  # the payload is another
+
+
 class Job:
     """One unit of work. The engine moves it; the store writes what it finds here when a batch is flushed."""
 
@@ -92,7 +102,7 @@ class Job:
         "id", "queue", "task", "lane", "priority", "place", "rank", "state", "payload", "payload_bytes", "raw",
         "submitted_at", "run_at", "started_at", "finished_at", "worker", "fence", "attempt", "crashes", "requeues",
         "cancel_requested", "result", "result_bytes", "result_raw", "error", "lease", "late_fence",
-        "stored_state", "stored_requeues", "stored_lease", "checkpoint", "damage",
+        "stored_state", "stored_requeues", "stored_lease", "checkpoint", "rewrite", "damage",
         "extras", "failures", "failed_since", "settled_fence", "expires_at", "runs",
     )
 
@@ -129,6 +139,7 @@ class Job:
         self.stored_requeues = 0
         self.stored_lease = 0  # fence of the lease on disk, 0: none
         self.checkpoint = False  # the engine wants the lease on disk
+        self.rewrite: Rewrite | None = None  # taken by the store when it writes the job
         self.damage: str | None = None  # what does not match its checksum on disk: "row", "payload" or "result"
         self.extras: Extras | None = None  # options that few jobs have; None: all are at their defaults
         self.failures = 0  # runs that failed, since it was submitted or retried by hand
@@ -211,6 +222,17 @@ class NewJob(NamedTuple):
 
     options: JobOptions
     payload: bytes
+
+
+class JobChange(NamedTuple):
+    """What somebody wants changed of a job that waits, checked; None: as it is."""
+
+    priority: int | None = None
+    queue: str | None = None
+    run_at: float | None = None
+    delay: float | None = None  # never together with run_at
+    payload: bytes | None = None
+    raw: bool = False  # of the payload
 
 
 class Option(NamedTuple):

@@ -10,7 +10,7 @@ back, with their old place, need a heap.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Collection
 from heapq import heapify, heappop, heappush, merge, nsmallest
@@ -117,6 +117,10 @@ class Window:
         return min(wanted, max(1, lane.in_memory // 2)) if lane.groups else wanted
 
 
+def _rank_of(job: Job) -> int:
+    return job.rank
+
+
 def _expendability(lane: Lane) -> int:
     """Return a number by which lanes sort that lose jobs late, soon and first."""
     return lane.in_memory if lane.groups else lane.in_memory + 2**53
@@ -134,10 +138,11 @@ class Lane:
         groups: reserve groups that may take from this lane, kept by groups.py, as is
         offered: a rank that no group's knowledge of this lane is above.
         is_filling: a refill was asked for and has not come back.
+        is_closed: its queue or task is paused, so it belongs to no group.
     """
 
     __slots__ = ("queue", "task", "window", "counts", "totals", "requeues", "edge", "in_memory", "waiting_bytes", "groups",
-                 "offered", "is_filling", "_bands", "_priorities", "_returned", "_stale")
+                 "offered", "is_filling", "is_closed", "_bands", "_priorities", "_returned", "_stale")
 
     def __init__(self, queue: str, task: str, window: Window, totals: list[int]) -> None:
         self.queue = queue
@@ -152,6 +157,7 @@ class Lane:
         self.groups: list = []
         self.offered = ABOVE_ALL
         self.is_filling = False
+        self.is_closed = False
         self._bands: dict[int, deque[Job]] = {}  # priority -> jobs in order of place
         self._priorities: list[int] = []  # the keys of _bands, sorted
         self._returned: list[tuple[int, int, Job]] = []  # heap of (rank, attempt, job that came back)
@@ -302,6 +308,17 @@ class Lane:
         if self._stale > 64 and self._stale > self.in_memory:
             self._compact(job)
 
+    def pull(self, job: Job) -> None:
+        """Take a job that is in memory out of turn, entry and all, for one that goes on waiting elsewhere: some µs to a millisecond."""
+        band = self._bands.get(job.priority)
+        place = bisect_left(band, job.rank, key=_rank_of) if band else 0
+        if band and place < len(band) and band[place] is job:
+            del band[place]
+        else:
+            self._returned = [entry for entry in self._returned if entry[2] is not job]
+            heapify(self._returned)
+        self._count_out(job)
+
     def _compact(self, leaving: Job) -> None:
         for priority in list(self._priorities):
             band = deque(job for job in self._bands[priority] if job.state is QUEUED and job is not leaving)
@@ -321,6 +338,15 @@ class Lane:
         if first is not None:
             return first.rank
         return self.edge if self.in_store > 0 else None
+
+    def ahead_of(self, rank: int) -> tuple[int, int]:
+        """Return how many queued jobs come before a rank: those that memory knows of, and how many more the store may have."""
+        known = sum(entry[0] < rank and entry[2].state is QUEUED for entry in self._returned)
+        for priority in self._priorities:
+            band = self._bands[priority]
+            end = bisect_left(band, rank, key=_rank_of)
+            known += sum(job.state is QUEUED for job in islice(band, end)) if self._stale else end
+        return known, self.in_store if self.edge is not None and rank > self.edge else 0
 
     def drop_tail(self, count: int, keep: int) -> list[Job]:
         """Drop up to `count` of the last jobs, leaving at least `keep`; they must be in the store, or on their way there."""

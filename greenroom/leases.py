@@ -19,6 +19,8 @@ from greenroom.job import (CANCELLED, COMPLETED, EXPIRED, FAILED, QUEUED, RUNNIN
                            move_all)
 from greenroom.lanes import Lane, Window
 from greenroom.number_blocks import Numbers
+from greenroom.paces import Paces
+from greenroom.pauses import Pauses
 from greenroom.records import Lost, SettleItem, StoredLease
 from greenroom.retries import next_try
 from greenroom.scheduled import Scheduled
@@ -80,6 +82,7 @@ class LeaseRules:
         totals: State -> jobs, over all lanes; see Lane.counts. requeues: how often jobs came back, ever.
         requeued_by: reason -> how often, since the start; also the reasons in RETURNS, which count as nothing else.
         tally: what is counted for those who watch.
+        pauses: queues and tasks whose jobs are held back. paces: how fast lanes get done.
         draining: no submit and no reserve any more.
         random: gives the jitter of the next pause, 0 … 1.
     """
@@ -99,6 +102,8 @@ class LeaseRules:
         self.scheduled = Scheduled()
         self.expiry = Expiry()
         self.keys = Keys()
+        self.pauses = Pauses()
+        self.paces = Paces()
         self.sessions: dict[int, Session] = {}
         self.waiting = 0
         self.waiting_bytes = 0
@@ -509,7 +514,7 @@ class LeaseRules:
         """Return when `tick` should be called next, or None: not before something else happens."""
         timer = self._timers[0][0] if self._timers else None
         due = self.scheduled.next_due()
-        return min((at for at in (timer, due, self.expiry.look_at) if at is not None), default=None)
+        return min((at for at in (timer, due, self.expiry.look_at, self.pauses.next_end) if at is not None), default=None)
 
     def tick(self, now: float) -> float | None:
         """Do what is due: leases that end, reserves that waited long enough, scheduled jobs, checkpoints.
@@ -517,6 +522,8 @@ class LeaseRules:
         Does a bounded amount and returns when to call again (`now`: at once), or None.
         """
         left = TICK_OPERATIONS
+        if self.pauses.next_end is not None and self.pauses.next_end <= now:
+            self._end_pauses(now)
         while left > 0 and self._timers and self._timers[0][0] <= now:
             at, _, session = heappop(self._timers)
             if session.timer_at == at:
@@ -535,6 +542,7 @@ class LeaseRules:
         if self.expiry.is_due(now):
             self.effects.wants_expired = True
         self._serve_returned(now)
+        self.paces.look(self.lanes.values(), now)
         return self.next_due()
 
     def forgive(self, late_s: float) -> None:

@@ -130,6 +130,7 @@ METRICS: tuple[Family, ...] = (
            "unfinished jobs of the 50 queues with the most; the others are `(other)`", lambda f: _names(f.queues)),
     Family("greenroom_task_jobs", "gauge", ("task", "state"),
            "unfinished jobs of the 50 tasks with the most; the others are `(other)`", lambda f: _names(f.tasks)),
+    Family("greenroom_paused", "gauge", ("kind",), "queues and tasks whose jobs somebody holds back", _map("paused", ("queue", "task"))),
     Family("greenroom_lanes", "gauge", (), "pairs of queue and task in memory, of 20,000", _stat("lanes")),
     Family("greenroom_requeues_total", "counter", ("reason",),
            "jobs that came back: lost, expired, crash, nack, bye, not_presented", _map("requeued_by", REQUEUES)),

@@ -62,6 +62,17 @@ class StoredSchedule(NamedTuple):
     is_damaged: bool = False  # does not match its checksum: nothing but the name means anything
 
 
+class Pause(NamedTuple):
+    """Somebody holds back all jobs of a queue or of a task: they wait, those that run go on."""
+
+    kind: str  # queue or task
+    name: str
+    paused_at: float
+    until: float | None  # when it ends by itself; None: when somebody resumes it
+    reason: str
+    by: str  # who paused it
+
+
 class Restored(NamedTuple):
     """What a restart starts from. Queued and scheduled jobs are not in it: the engine asks for them in windows."""
 
@@ -71,6 +82,7 @@ class Restored(NamedTuple):
     damaged: dict[int, str] = {}  # id -> what, of jobs that were set aside before
     keys: list[tuple[str, Taken]] = []  # unique keys that are taken
     schedules: list[StoredSchedule] = []  # all of them, by name
+    pauses: list[Pause] = []
 
 
 class Submission(NamedTuple):

@@ -101,6 +101,14 @@ class Scheduled:
                 self._heap = [entry for entry in self._heap if entry[2].state is SCHEDULED and entry[2] is not job]
                 heapify(self._heap)
 
+    def pull(self, job: Job, *, in_memory: bool) -> None:
+        """Uncount a job that goes on waiting elsewhere, or until another time; its entry, if any, goes too: a millisecond."""
+        self.total -= 1
+        if in_memory:
+            self._count_out(job)
+            self._heap = [entry for entry in self._heap if entry[2] is not job]
+            heapify(self._heap)
+
     def _skip_gone(self) -> None:
         while self._heap and self._heap[0][2].state is not SCHEDULED:
             heappop(self._heap)

@@ -7,60 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
-from greenroom import figures, schedule_verbs, views
-from greenroom.batches import Budget, Peer
+from greenroom import control_verbs, figures, schedule_verbs, views
+from greenroom.batches import Budget
 from greenroom.desk import Desk
 from greenroom.engine import Engine
 from greenroom.errors import (
-    BusyError, DamagedError, DrainingError, FullError, GreenroomError, InternalError, KeyConflictError, StoreFullError,
-    TooLargeError)
+    BusyError, DamagedError, DrainingError, FullError, GreenroomError, KeyConflictError, StoreFullError, TooLargeError)
 from greenroom.job import FINISHED_STATES, RUNNING, STATE_BY_LABEL, Job, NewJob, parse_new_job
 from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_list, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
-from greenroom.sessions import Session
 from greenroom.unique import Duplicate
+from greenroom.verb_parts import STEP_ITEMS, Caller, each_job, later, load, parts
 from greenroom.waits import ANSWER_BYTES, Wait, fitting
-
-log = logging.getLogger(__name__)
 
 #: A wait is given so long to look its jobs up, also when it does not want to wait for them.
 LOOK_UP_S = 5.0
-#: Items of a list handled between two looks at the time; each takes 2 to 8 µs.
-STEP_ITEMS = 100
 #: Bytes packed and hashed between two looks: 0.5 ms.
 HASH_BYTES = 256 * 1024
-
-
-class Caller(Peer, Protocol):
-    """Who asks: a connection with its session, or the web.
-
-    Attributes:
-        session: None for the web. is_open: False once nobody listens to answers any more. open_waits: its waits.
-        deliveries_written: False while deliveries may not have reached the peer's kernel.
-    """
-
-    session: Session | None
-    is_open: bool
-    open_waits: set[Wait]
-    deliveries_written: bool
-
-
-def _later(desk: Desk, caller: Caller, request_id: int, work: Callable[[], None]) -> None:
-    """Run the part of a handler that had to wait for the store; its errors are answered like those of the first part."""
-    try:
-        work()
-    except GreenroomError as exc:
-        desk.batches.hold(caller, request_id, exc)
-    except Exception:
-        # A bug of ours must cost this request only: we are inside the pump, where an error means that the store failed.
-        log.exception("the late part of a request failed")
-        desk.batches.hold(caller, request_id, InternalError("the broker met a bug of its own; it is in its log"))
-    desk.after_call()
-    caller.flush()
 
 
 # -- producing --------------------------------------------------------------------------------------------------------------
@@ -73,7 +38,7 @@ def _submit(desk: Desk, caller: Caller, request: Request) -> None:
         _check_store(desk)
     outcomes: list[object] = []
     accepted: list[NewJob] = []
-    for part in _parts(desk, items):
+    for part in parts(desk, items):
         for item in part:
             try:
                 accepted.append(parse_new_job(item, DEFAULT_LIMITS.payload))
@@ -104,27 +69,16 @@ def _submit(desk: Desk, caller: Caller, request: Request) -> None:
 
     def found(known: Submission | None) -> None:
         if known is not None:
-            _later(desk, caller, request.id, lambda: tell(known))
+            later(desk, caller, request.id, lambda: tell(known))
             return
         desk.batches.begin_submission(submission_id)
         if is_late and len(accepted) > STEP_ITEMS:
-            desk.spawn_unit(lambda: _later(desk, caller, request.id, store))  # we are inside the pump, which must not wait
+            desk.spawn_unit(lambda: later(desk, caller, request.id, store))  # we are inside the pump, which must not wait
         else:
-            _later(desk, caller, request.id, store)
+            later(desk, caller, request.id, store)
 
     desk.batches.find_submission(submission_id, found)
     is_late = True  # from here on it is the pump that calls `found`
-
-
-def _parts(desk: Desk, items: list) -> Iterator[list]:
-    """Cut a long list into parts that take a millisecond at most, and let the hub breathe between them."""
-    if len(items) <= STEP_ITEMS:
-        yield items
-        return
-    for first in range(0, len(items), STEP_ITEMS):
-        if first:
-            desk.breathe_if_due()
-        yield items[first:first + STEP_ITEMS]
 
 
 def _hash_of(desk: Desk, items: list[object]) -> bytes:
@@ -180,7 +134,7 @@ def _told(desk: Desk, outcome: Duplicate | GreenroomError) -> dict[str, object]:
 
 
 def _cancel(desk: Desk, caller: Caller, request: Request) -> None:
-    _each(desk, caller, request, lambda job_id, found: desk.engine.cancel(job_id, desk.now(), found))
+    each_job(desk, caller, request, lambda job_id, found: desk.engine.cancel(job_id, desk.now(), found))
 
 
 def _retry(desk: Desk, caller: Caller, request: Request) -> None:
@@ -192,63 +146,14 @@ def _retry(desk: Desk, caller: Caller, request: Request) -> None:
             desk.forget(job_id)
         return outcome
 
-    _each(desk, caller, request, retry)
-
-
-def _each(desk: Desk, caller: Caller, request: Request, act: Callable[[int, Job | Lost | None], str | None]) -> None:
-    """Do something to each of the jobs, loading those that are not in memory, and answer with the outcomes.
-
-    Args:
-        act: gets the id, and the job as the store has it or None; returns the outcome, or None: load it and ask again.
-    """
-    def try_(job_id: int, found: Job | Lost | None) -> object:
-        try:
-            return act(job_id, found)
-        except GreenroomError as exc:
-            return error_fields(exc)
-
-    ids = request.fields["jobs"]
-    outcomes: dict[int, object] = {}
-    for part in _parts(desk, list(dict.fromkeys(ids))):
-        outcomes.update((job_id, try_(job_id, None)) for job_id in part)
-        desk.after_call()
-
-    def took(jobs: dict[int, Job | Lost]) -> None:
-        for job_id, job in jobs.items():
-            outcomes[job_id] = try_(job_id, job)
-        desk.after_call()
-
-    def done() -> None:
-        desk.batches.hold(caller, request.id, {"outcomes": [outcomes[job_id] for job_id in ids]})
-
-    _load(desk, caller, request.id, [job_id for job_id, outcome in outcomes.items() if outcome is None], took, done,
-          lambda job_id, error: outcomes.update({job_id: error}))
-
-
-def _load(desk: Desk, caller: Caller, request_id: int, missing: list[int], took: Callable[[dict[int, Job | Lost]], None],
-          done: Callable[[], None], refuse: Callable[[int, dict], None] | None, budget: Budget | None = None) -> None:
-    """Load jobs for a handler.
-
-    Args:
-        refuse: takes (job id, error map) of each missing job when too much is being loaded, for verbs that have done the others
-            already; None: the whole request is refused with BusyError.
-    """
-    try:
-        desk.load(missing, lambda jobs: _later(desk, caller, request_id, lambda: took(jobs)),
-                      lambda: _later(desk, caller, request_id, done), budget)
-    except BusyError as exc:
-        if refuse is None:
-            raise
-        for job_id in missing:
-            refuse(job_id, error_fields(exc))
-        done()
+    each_job(desk, caller, request, retry)
 
 
 def _get(desk: Desk, caller: Caller, request: Request) -> None:
     ids, with_payload = request.fields["jobs"], request.fields["payload"]
     views_by_id: dict[int, dict] = {}
     missing: list[int] = []
-    for part in _parts(desk, list(dict.fromkeys(ids))):
+    for part in parts(desk, list(dict.fromkeys(ids))):
         for job_id in part:
             job = desk.in_memory(job_id)
             if job is None or (with_payload and job.payload is None):
@@ -278,7 +183,7 @@ def _get(desk: Desk, caller: Caller, request: Request) -> None:
         done()
         return
     is_late = True  # it is the pump that calls `done`, which must not wait
-    _load(desk, caller, request.id, missing, took, done, None, Budget(ANSWER_BYTES, payload=with_payload))
+    load(desk, caller, request.id, missing, took, done, None, Budget(ANSWER_BYTES, payload=with_payload))
 
 
 def _is_cut(shown: dict, *, with_payload: bool) -> bool:
@@ -303,7 +208,7 @@ def _wait(desk: Desk, caller: Caller, request: Request) -> None:
     ids = list(dict.fromkeys(request.fields["jobs"]))
     known = {job_id: desk.in_memory(job_id) for job_id in ids}
     finished = [job for job in known.values() if job is not None and job.state in FINISHED_STATES]
-    over = [views.view(job, with_result=True) for part in _parts(desk, finished) for job in part]
+    over = [views.view(job, with_result=True) for part in parts(desk, finished) for job in part]
     if over:
         desk.breathe_if_due()
         desk.batches.hold(caller, request.id, {"jobs": fitting(over)})
@@ -329,7 +234,7 @@ def _wait(desk: Desk, caller: Caller, request: Request) -> None:
             desk.waits.end_at(wait, deadline)
 
     try:
-        _load(desk, caller, request.id, [job_id for job_id, job in known.items() if job is None], took, done, None,
+        load(desk, caller, request.id, [job_id for job_id, job in known.items() if job is None], took, done, None,
               Budget(ANSWER_BYTES, payload=False))
     except BusyError:
         desk.waits.close(wait, [])
@@ -353,7 +258,7 @@ def _settle(desk: Desk, caller: Caller, request: Request) -> None:
     outcomes: list[object] = []
     items: list[SettleItem] = []
     places: list[int] = []
-    for part in _parts(desk, request.fields["leases"]):
+    for part in parts(desk, request.fields["leases"]):
         begin = len(items)
         for item in part:
             try:
@@ -376,8 +281,8 @@ def _settle(desk: Desk, caller: Caller, request: Request) -> None:
         for _, place in missing[job_id]:
             outcomes[place] = error
 
-    _load(desk, caller, request.id, list(missing), took,
-          lambda: desk.batches.hold(caller, request.id, {"outcomes": outcomes}), refuse)
+    load(desk, caller, request.id, list(missing), took,
+         lambda: desk.batches.hold(caller, request.id, {"outcomes": outcomes}), refuse)
 
 
 def _apply_settles(desk: Desk, items: list[SettleItem], places: list[int], outcomes: list[object],
@@ -419,7 +324,7 @@ def _jobs(desk: Desk, caller: Caller, request: Request) -> None:
         jobs = [desk.in_memory(job.id) or job for job in rows]
         if state is not None:
             jobs = [job for job in jobs if job.state is STATE_BY_LABEL[state]]
-    shown = [views.small_view(job, with_payload=fields["payload"]) for part in _parts(desk, jobs) for job in part]
+    shown = [views.small_view(job, with_payload=fields["payload"]) for part in parts(desk, jobs) for job in part]
     desk.breathe_if_due()
     fit = fitting(shown)  # errors may be long
     if len(fit) < len(shown):
@@ -469,5 +374,5 @@ def _ping(desk: Desk, caller: Caller, request: Request) -> None:
 HANDLERS: dict[str, Callable[[Desk, Caller, Request], None]] = {
     "submit": _submit, "cancel": _cancel, "retry": _retry, "runs": _runs, "get": _get, "wait": _wait, "reserve": _reserve, "settle": _settle,
     "heartbeat": _heartbeat, "extend": _extend, "jobs": _jobs, "queues": _queues, "workers": _workers, "stats": _stats,
-    "backup": _backup, "ping": _ping, **schedule_verbs.HANDLERS,
+    "backup": _backup, "ping": _ping, **control_verbs.HANDLERS, **schedule_verbs.HANDLERS,
 }

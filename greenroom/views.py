@@ -14,6 +14,7 @@ from greenroom.engine import Engine
 from greenroom.groups import Group
 from greenroom.job import SMALL_BYTES, STATES, USUAL, Job, State
 from greenroom.lanes import Lane
+from greenroom.records import Pause
 from greenroom.sessions import Session
 
 #: Entries in one answer of `queues` and `workers`; `total` tells the rest.
@@ -77,16 +78,17 @@ class _Sums:
         self.lanes = 0
         self.groups: set[Group] | None = None
 
-    def add(self, lane: Lane) -> None:
+    def add(self, lane: Lane, engine: Engine) -> None:
         counts = self.counts
         for state, count in enumerate(lane.counts):
             counts[state] += count
         self.requeued += lane.requeues
         self.lanes += 1
-        if lane.groups:
+        groups = engine.groups.matching(lane) if lane.is_closed else lane.groups
+        if groups:
             if self.groups is None:
                 self.groups = set()
-            self.groups.update(lane.groups)
+            self.groups.update(groups)
 
     @property
     def unfinished(self) -> int:
@@ -109,9 +111,12 @@ def grouped_by(attribute: str, engine: Engine, breathe: Callable[[], None]) -> G
         name = getattr(lane, attribute)
         if name not in sums:
             sums[name] = _Sums()
-        sums[name].add(lane)
+        sums[name].add(lane, engine)
         if number % LANES_PER_BREATH == 0:
             breathe()
+    for pause in engine.pauses:
+        if pause.kind == attribute and pause.name not in sums:
+            sums[pause.name] = _Sums()  # nobody should wonder why its first job does not run
     return sums
 
 
@@ -128,7 +133,8 @@ def queues(engine: Engine, breathe: Callable[[], None]) -> dict[str, object]:
     grouped = grouped_by("queue", engine, breathe)
     entries = []
     for number, name in enumerate(_least(grouped, MAX_ENTRIES, breathe), 1):
-        entries.append({"name": name, **grouped[name].shown(), "tasks": grouped[name].lanes})
+        entries.append({"name": name, **grouped[name].shown(), "tasks": grouped[name].lanes,
+                        "paused": _held(engine.pauses.get("queue", name))})
         if number % LANES_PER_BREATH == 0:
             breathe()
     total = len(grouped)
@@ -146,10 +152,24 @@ def _least(items: Iterable[Item], limit: int, breathe: Callable[[], None]) -> li
     return least
 
 
-def tasks(grouped: Grouped, breathe: Callable[[], None]) -> list[dict[str, object]]:
+def pause(record: Pause) -> dict[str, object]:
+    """Return the view of a pause."""
+    return {"queue": record.name if record.kind == "queue" else None, "task": record.name if record.kind == "task" else None,
+            **_held(record)}
+
+
+def _held(record: Pause | None) -> dict[str, object] | None:
+    """Return what a list shows of the pause of one of its entries; None: it is not paused."""
+    if record is None:
+        return None
+    return {"paused_at": record.paused_at, "until": record.until, "reason": record.reason, "by": record.by}
+
+
+def tasks(engine: Engine, grouped: Grouped, breathe: Callable[[], None]) -> list[dict[str, object]]:
     """Return the tasks with the most jobs, as in `stats`, of lanes grouped by task."""
     largest = _least(((-sum(sums.counts), name) for name, sums in grouped.items()), MAX_TASKS, breathe)
-    return [{"task": name, **grouped[name].shown(), "total": -total} for total, name in largest]
+    return [{"task": name, **grouped[name].shown(), "total": -total, "paused": _held(engine.pauses.get("task", name))}
+            for total, name in largest]
 
 
 def busiest(engine: Engine, grouped: Grouped, limit: int, breathe: Callable[[], None]) -> list[tuple[str, int, int, int]]:

@@ -16,11 +16,12 @@ from greenroom.errors import GreenroomError
 from greenroom.job import FINISHED_STATES, Extras, Job, JobOptions, NewJob, State
 from greenroom.lanes import Lane, Window
 from greenroom.leases import CHECKPOINT_AFTER_S, Caps, Timing
-from greenroom.records import Lost, SettleItem, StoredSchedule, Submission
+from greenroom.records import Lost, Pause, SettleItem, StoredSchedule, Submission
 from greenroom.sessions import Lease, Parked, Session
 from greenroom.stores import Retention
 from greenroom.stores.memory import MemoryStore
 from greenroom.waits import Wait, Waits
+from tests.steering import Steering
 
 FINISHED_LABELS = frozenset(state.label for state in FINISHED_STATES)
 NAMELESS = {"name": "Oops", "message": "it broke", "traceback": ""}
@@ -36,7 +37,7 @@ class CrashStore(MemoryStore):
     """A memory store that forgets what was not committed when it crashes, and that nobody may touch during a COMMIT."""
 
     _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_schedules", "_next", "_runs",
-             "_expiring", "_keys")
+             "_expiring", "_keys", "_pauses")
     _WITH_LISTS = ("_queued", "_counts", "_runs")
 
     def __init__(self, retention: Retention = Retention()) -> None:
@@ -67,6 +68,15 @@ class CrashStore(MemoryStore):
         """See Store."""
         self._touch("block", writes=True)
         return super().block(name, count)
+
+    def keep_pauses(self, pauses: dict[tuple[str, str], Pause | None]) -> None:
+        """See Store."""
+        self._touch("keep_pauses", writes=True)
+        super().keep_pauses(pauses)
+
+    def committed_pauses(self) -> dict[tuple[str, str], Pause]:
+        """Return the pauses as a crash would leave them."""
+        return self._pauses if self._saved is None else self._saved["_pauses"]
 
     def prune(self, now: float, limit: int) -> int:
         """See Store."""
@@ -146,7 +156,8 @@ class CheckedEngine(Engine):
         if session.group is None:
             return {}
         return {job.id: job for job in self.core.unfinished().values()
-                if job.state is State.QUEUED and session.group.matches(job.lane)}
+                if job.state is State.QUEUED and session.group.matches(job.lane)
+                and not self.pauses.of(job.queue, job.task)}
 
 
 def _rank(job: Job) -> int:
@@ -160,7 +171,7 @@ class Sent(NamedTuple):
     body: object
 
 
-class Peer:
+class Peer(Steering):
     """A scripted client or worker: each method is one request. Answers lie in `answers` under the request's number."""
 
     def __init__(self, core: Core, name: str, role: str, instance: bytes | None) -> None:
@@ -282,43 +293,6 @@ class Peer:
             core.batches.hold(self, request_id, {"outcomes": outcomes})
         return request_id
 
-    def cancel(self, job_id: int) -> int:
-        """Cancel one job."""
-        request_id = self._send("cancel", job_id)
-        self._cancel(request_id, job_id, None)
-        return request_id
-
-    def _cancel(self, request_id: int, job_id: int, found: Job | Lost | None) -> None:
-        core = self.core
-        try:
-            outcome: object = core.engine.cancel(job_id, core.now, found)
-        except GreenroomError as exc:
-            outcome = exc
-        core.batches.collect()
-        if outcome is None:
-            core.batches.load([job_id], lambda jobs: self._cancel(request_id, job_id, jobs[job_id]))
-        else:
-            core.batches.hold(self, request_id, {"outcomes": [outcome]})
-
-    def retry(self, job_id: int) -> int:
-        """Retry one job."""
-        request_id = self._send("retry", job_id)
-        self._retry(request_id, job_id, None)
-        return request_id
-
-    def _retry(self, request_id: int, job_id: int, found: Job | Lost | None) -> None:
-        core = self.core
-        try:
-            outcome: object = core.engine.retry(job_id, core.now, found)
-        except GreenroomError as exc:
-            outcome = exc
-        core.batches.collect()
-        if outcome is None:
-            core.batches.load([job_id], lambda jobs: self._retry(request_id, job_id, jobs[job_id]))
-        else:
-            core.retried.add(job_id)
-            core.batches.hold(self, request_id, {"outcomes": [outcome]})
-
     def wait(self, *jobs: int, seconds: float = 60.0) -> int:
         """Wait for jobs that are not known to be finished."""
         request_id = self._send("wait", jobs)
@@ -432,6 +406,14 @@ class Watched:
                 elif outcome == "OK":
                     is_kept = (row is not None and row.fence >= item.fence) or self._was_pruned(item.job)
                     assert is_kept, f"{item} was answered before its row"
+        elif sent.verb == "change" and isinstance(sent.body, tuple) and answer["outcomes"] == ["changed"]:
+            job_id, change = sent.body
+            row = kept(job_id)
+            assert self._was_pruned(job_id) or change.priority in (None, row.priority) or row.state in FINISHED_STATES or (
+                self._changed_again(job_id)), f"the change of {job_id} was told before its row"
+        elif sent.verb == "pause" and isinstance(sent.body, tuple):
+            is_known = sent.body in self.store.committed_pauses() or self.engine.pauses.get(*sent.body) is None
+            assert is_known, f"the pause of {sent.body} was told before its row"
         elif sent.verb in ("wait", "get"):
             ids = [shown["id"] for shown in answer["jobs"] if shown.get("state") in FINISHED_LABELS and shown["id"] not in self.retried]
             assert all(self._was_pruned(job) or kept(job).state in FINISHED_STATES for job in ids), "a finish left before its row"
@@ -441,6 +423,10 @@ class Watched:
                     row = kept(job_id)
                     is_kept = self._was_pruned(job_id) or row.state in FINISHED_STATES or row.cancel_requested
                     assert is_kept, f"the cancel of {job_id} left before its row"
+
+    def _changed_again(self, job_id: int) -> bool:
+        return sum(peer.sent[number].verb == "change" and peer.sent[number].body[0] == job_id
+                   for peer in self.peers for number in peer.sent) > 1
 
     def _was_pruned(self, job_id: int) -> bool:
         return job_id not in self.store._jobs and not any(job_id in newer for newer in self._newer())
@@ -673,9 +659,12 @@ def _check_sessions(core: Watched, jobs: dict[int, Job]) -> None:
 
 def _check_groups(core: Watched) -> None:
     engine = core.engine
+    for lane in engine.lanes.values():
+        assert lane.is_closed == bool(engine.pauses.of(lane.queue, lane.task)) and not (lane.is_closed and lane.groups)
     for group in engine.groups:
         assert group.sessions == sum(session.group is group for session in engine.sessions.values())
-        assert set(group.lanes) == {lane for lane in engine.lanes.values() if group.matches(lane)}
+        assert set(group.lanes) == {lane for lane in engine.lanes.values() if group.matches(lane) and not lane.is_closed}
+        assert not any(entry[2].is_closed for entry in group._heap)
         ranks = {lane: lane.best_rank() for lane in group.lanes if lane.best_rank() is not None}
         known: dict[Lane, int] = {}
         for rank, _, lane in group._heap:

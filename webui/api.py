@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 MAX_PAGE = 200
 SUBMIT_FIELDS = tuple(name for name in OPTIONS if name != "encoding")
+CHANGE_FIELDS = ("priority", "queue", "delay", "run_at", "payload")
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 COVERAGE_S = 1.0  # how long the answer to "who can run this task" is kept: a warning may be that old
 
@@ -49,6 +50,13 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/jobs/<number>/retry", api.retry, "POST")
     route("/api/jobs/<number>/runs", api.runs)
     ScheduleRoutes(call, _query, _body, _integer, SUBMIT_FIELDS).add(route)
+    route("/api/jobs/<number>/change", api.change, "POST")
+    route("/api/jobs/<number>/explain", api.explain_job)
+    route("/api/queues/<name>/explain", api.explain_queue)
+    route("/api/queues/<name>/purge", api.purge, "POST")
+    route("/api/pauses", api.pauses)
+    route("/api/pause", api.pause, "POST")
+    route("/api/resume", api.resume, "POST")
     route("/api/security", api.security)
     route("/api/events", lambda: _events(live))
     route("/healthz", lambda: {"status": "ok"})
@@ -178,6 +186,39 @@ class _Api:
     def runs(self, number: str) -> dict:
         _no_query()
         return {"runs": self._call("runs", {"job": _integer("id", number, NUMBER_LIMIT - 1)})["runs"]}
+
+    def change(self, number: str) -> dict:
+        job_id = _integer("id", number, NUMBER_LIMIT - 1)
+        change = shapes.job_fields(_body(*CHANGE_FIELDS), CHANGE_FIELDS)
+        outcome = self._call("change", {**change, "jobs": [job_id]})["outcomes"][0]
+        if isinstance(outcome, dict):
+            raise from_wire(outcome.get("error", outcome))
+        return {"id": job_id, "outcome": outcome}
+
+    def explain_job(self, number: str) -> dict:
+        _no_query()
+        return _without_id(self._call("explain", {"job": _integer("id", number, NUMBER_LIMIT - 1)}))
+
+    def explain_queue(self, name: str) -> dict:
+        _no_query()
+        return _without_id(self._call("explain", {"queue": name}))
+
+    def purge(self, name: str) -> dict:
+        return _without_id(self._call("purge", {**_body("task", "before"), "queue": name}))
+
+    def pauses(self) -> dict:
+        _no_query()
+        return _without_id(self._call("pauses", {}))
+
+    def pause(self) -> dict:
+        return _without_id(self._call("pause", _body("queue", "task", "for", "reason", "by")))
+
+    def resume(self) -> dict:
+        return _without_id(self._call("resume", _body("queue", "task")))
+
+
+def _without_id(reply: dict) -> dict:
+    return {name: value for name, value in reply.items() if name != "id"}
 
 
 def _name_set(worker: dict, kind: str) -> frozenset | None:

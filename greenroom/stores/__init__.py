@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from greenroom.errors import ConfigError
 from greenroom.job import Job, Run
-from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.records import Damaged, LaneCounts, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
 
 
 #: The outcome of a submit is remembered so long under the id its client gave it.
@@ -29,7 +29,7 @@ SUBMISSION_KEPT_S = 600.0
 COUNT_KEEPS_S = 3600.0
 
 
-__all__ = ["Damaged", "LaneCounts", "Lost", "Reader", "Restored", "Retention", "Store", "StoredLease", "StoredSchedule",
+__all__ = ["Damaged", "LaneCounts", "Lost", "Pause", "Reader", "Restored", "Retention", "Store", "StoredLease", "StoredSchedule",
            "Submission", "open_store"]
 
 
@@ -55,7 +55,8 @@ class Store(Protocol):
 
         For each job: insert it if `stored_state` is 0, else update it; a finished job gets its result or error; a running
         one is recorded as queued, and with a lease row if `checkpoint` is set; a lease row of a job that is no longer running
-        is removed. `runs` that ended join its history. Then sets stored_state, stored_requeues and stored_lease, and clears runs. Counters move in the same transaction.
+        is removed. `runs` that ended join its history. With `rewrite` set the queue, and perhaps the payload, are written again too. Then
+        sets stored_state, stored_requeues and stored_lease, and clears runs and rewrite. Counters move in the same transaction.
         The list holds a job at most once. Quick: about 3 µs a row; the statements may be left to `write` or `commit`.
         """
 
@@ -109,6 +110,9 @@ class Store(Protocol):
         No window has them again, and their lanes count them no more.
         Their rows stay as they are, whatever becomes of history. Nothing happens to those that were set aside before.
         """
+
+    def keep_pauses(self, pauses: dict[tuple[str, str], Pause | None]) -> None:
+        """Keep these pauses, by (kind, name), in the open transaction; None: forget it. `open` returns those that are kept."""
 
     def prune(self, now: float, limit: int) -> int:
         """Delete up to `limit` finished jobs that are beyond retention, and as many submissions older than 10 minutes.

@@ -9,14 +9,14 @@ import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
-from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, STATES, Job, Run, State
-from greenroom.records import Damaged, LaneCounts, Lost, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, STATES, Job, Rewrite, Run, State
+from greenroom.records import Damaged, LaneCounts, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.unique import Taken, taken_by
 
 _PAGE_SCAN_ROWS = 20_000
 _FIRST_FINISHED = State.COMPLETED
-_COPIED = [name for name in Job.__slots__ if name not in ("lane", "lease", "late_fence", "checkpoint")]
+_COPIED = [name for name in Job.__slots__ if name not in ("lane", "lease", "late_fence", "checkpoint", "rewrite")]
 
 
 class MemoryStore:
@@ -35,6 +35,7 @@ class MemoryStore:
         self._keys: dict[str, Taken] = {}  # unique key -> who has it
         self._runs: dict[int, list[Run]] = {}  # job -> those that did not complete it, oldest first
         self._schedules: dict[str, StoredSchedule] = {}
+        self._pauses: dict[tuple[str, str], Pause] = {}
         self._next = {"job": 1, "fence": 1}
         self._touched: set[int] = set()  # jobs that differ from what readers see
         # What readers see; they may be on other threads.
@@ -52,7 +53,7 @@ class MemoryStore:
         cancelled = [_copy(job, small=True) for job_id, job in sorted(self._jobs.items())
                      if job.cancel_requested and job.state < _FIRST_FINISHED and job_id not in self._leases]
         return Restored(self._lane_counts(), leases, cancelled, keys=list(self._keys.items()),
-                        schedules=[self._schedules[name] for name in sorted(self._schedules)])
+                        schedules=[self._schedules[name] for name in sorted(self._schedules)], pauses=list(self._pauses.values()))
 
     def block(self, name: str, count: int) -> int:
         """Hand out `count` new numbers of this kind, "job" or "fence"; return the first."""
@@ -69,6 +70,9 @@ class MemoryStore:
                     known.update((run.attempt, run) for run in job.runs)
                     self._runs[job.id] = list(known.values())
                 job.runs = None
+            rewrite, job.rewrite = job.rewrite, None
+            if rewrite is not None:
+                self._move_counts(job, rewrite)
             self._record_key(job)
             self._count(job)
             self._record_lease(job)
@@ -76,8 +80,9 @@ class MemoryStore:
             before = self._jobs.get(job.id)
             if before is not None:
                 self._unlist(before)
-                row.payload = before.payload
-                row.payload_bytes = before.payload_bytes
+                if rewrite is None or not rewrite.has_payload:
+                    row.payload = before.payload
+                    row.payload_bytes = before.payload_bytes
             self._jobs[job.id] = row
             self._list(row)
             self._touched.add(job.id)
@@ -161,6 +166,13 @@ class MemoryStore:
             counts[STATES] -= record.payload_bytes
             row.damage = record.what
 
+    def keep_pauses(self, pauses: dict[tuple[str, str], Pause | None]) -> None:
+        """Keep these pauses; None: forget it."""
+        for key, pause in pauses.items():
+            self._pauses.pop(key, None)
+            if pause is not None:
+                self._pauses[key] = pause
+
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, oldest first; return how many rows went."""
         age_s, count = self._retention
@@ -216,6 +228,18 @@ class MemoryStore:
         taken = self._keys.get(job.extras.unique_key)
         if is_over and taken is not None and taken.job == job.id and taken.until_done:
             del self._keys[job.extras.unique_key]
+
+    def _move_counts(self, job: Job, rewrite: Rewrite) -> None:
+        """Move what is counted of a changed job's row to the lane where it is now."""
+        before = self._counts[rewrite.queue, job.task]
+        after = self._counts.setdefault((job.queue, job.task), [0] * (STATES + 1))
+        for counts, sign, size in ((before, -1, rewrite.payload_bytes), (after, +1, job.payload_bytes)):
+            counts[job.stored_state] += sign
+            if job.stored_state < _FIRST_FINISHED:  # else it was retried, and its row counts as finished
+                counts[STATES] += sign * size
+        if rewrite.queue != job.queue:
+            before[3] += rewrite.requeues - job.stored_requeues
+            job.stored_requeues = rewrite.requeues
 
     def _record_lease(self, job: Job) -> None:
         lease = job.lease if job.state == State.RUNNING else None
@@ -306,7 +330,7 @@ def _copy(job: Job, *, small: bool = False) -> Job:
         setattr(copy, name, getattr(job, name))
     copy.state = _recorded(job.state)
     copy.error = None if job.error is None else dict(job.error)
-    copy.lane = copy.lease = None
+    copy.lane = copy.lease = copy.rewrite = None
     copy.late_fence = 0
     copy.checkpoint = False
     if small and job.payload_bytes > SMALL_BYTES:

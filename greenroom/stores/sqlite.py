@@ -22,7 +22,7 @@ import apsw
 
 from greenroom.errors import StoreError
 from greenroom.job import SMALL_BYTES, Job, State
-from greenroom.records import Damaged, Lost, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.records import Damaged, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.stores.sqlite_check import check_at_start, counters, log_rest, pages, schema
 from greenroom.stores.sqlite_opening import (
@@ -80,6 +80,9 @@ _LOOK = """SELECT count(*), max(id), min(CASE WHEN finished_at > :cutoff THEN fi
     FROM (SELECT id, finished_at FROM jobs WHERE id > :cursor ORDER BY id LIMIT :rows)"""
 _DUE = """SELECT id, finished_at, payload_bytes, result_bytes, attempt > 1 OR state != 4 OR crashes OR requeues FROM jobs NOT INDEXED
     WHERE id > ? AND id <= ? AND finished_at <= ? AND id NOT IN (SELECT job FROM damaged) ORDER BY id LIMIT ?"""
+
+_PAUSES = """SELECT kind, name, paused_at, until, reason, paused_by, sum FROM pauses ORDER BY paused_at, kind, name"""
+_KEEP_PAUSE = "INSERT OR REPLACE INTO pauses (kind, name, paused_at, until, reason, paused_by, sum) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 _SET_ASIDE = """UPDATE lanes SET scheduled = max(0, scheduled - ?), queued = max(0, queued - ?),
     waiting_bytes = max(0, waiting_bytes - ?)
@@ -270,6 +273,16 @@ class SqliteStore:
                                               self._rows.lanes[record.queue, record.task]))
 
     @_guarded
+    def keep_pauses(self, pauses: dict[tuple[str, str], Pause | None]) -> None:
+        """Keep these pauses; None: forget it."""
+        self._begin()
+        for key, pause in pauses.items():
+            if pause is None:
+                self._db.execute("DELETE FROM pauses WHERE kind = ? AND name = ?", key)
+            else:
+                self._db.execute(_KEEP_PAUSE, (*pause, record_sum(*pause)))
+
+    @_guarded
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, a slice a call; 0 when there is nothing more to do now."""
         self._write()
@@ -330,7 +343,17 @@ class SqliteStore:
         self._sweep, self._sweep_at, self._oldest = None, 0.0, 0.0
         damaged = dict(self._query("SELECT job, what FROM damaged", ()))
         cancelled = [job for job in map(job_from_row, self._query(_CANCELLED, ())) if not job.damage and job.id not in damaged]
-        return Restored(lanes, self._restore_leases(), cancelled, damaged, self._restore_keys(), schedules(self._query))
+        return Restored(lanes, self._restore_leases(), cancelled, damaged, self._restore_keys(), schedules(self._query),
+                        self._restore_pauses())
+
+    def _restore_pauses(self) -> list[Pause]:
+        """Return the pauses that are kept; a damaged one ends the start: nobody knows what it holds back, and it may be for a reason."""
+        pauses = []
+        for *fields, expected in self._query(_PAUSES, ()):
+            if expected != record_sum(*fields):
+                raise StoreError(f"{self._path} is damaged: the pause of {fields[0]} {fields[1]}; nothing was changed")
+            pauses.append(Pause(*fields))
+        return pauses
 
     def _restore_numbers(self) -> None:
         """Check the numbers that must survive: a damaged one ends the start here."""

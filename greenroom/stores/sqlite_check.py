@@ -111,6 +111,9 @@ def sums(query: Query) -> Iterator[str]:
         for *values, expected in query(f"SELECT {columns}, sum FROM {name}", ()):
             if expected not in (None, sum_of(*values)):
                 yield f"{name}: the row of {values[0]} does not match its checksum"
+    for *values, expected in query("SELECT kind, name, paused_at, until, reason, paused_by, sum FROM pauses", ()):
+        if expected != record_sum(*values):
+            yield f"pauses: the row of {values[0]} {values[1]} does not match its checksum"
     last = 0
     while rows := query(_ROWS, (last,)):
         last = rows[-1][0]

@@ -40,6 +40,9 @@ _UPDATE = ("WITH new (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t
     run_at = h, started_at = i, fence = j, attempt = k, crashes = l, requeues = m, result_bytes = n, result_raw = o,
     result = p, error = q, extras = r, row_sum = s, result_sum = t FROM new WHERE id = u""")
 
+_MOVE = "UPDATE jobs SET lane = ? WHERE id = ?"
+_NEW_PAYLOAD = "UPDATE jobs SET raw = ?, payload_bytes = ?, payload = ?, payload_sum = ? WHERE id = ?"
+
 _ERROR = 16  # its place in a row of _UPDATE
 
 _COUNT = """UPDATE lanes SET scheduled = scheduled + ?, queued = queued + ?, requeued = requeued + ?,
@@ -69,6 +72,8 @@ class Rows:
         self._inserts: list[object] = []  # the rows' values, one after the other
         self._updates: dict[int, tuple] = {}  # job -> its row: a statement must not have a job twice
         self._payloads: list[object] = []
+        self._moves: dict[int, int] = {}  # job -> its new lane
+        self._new_payloads: dict[int, tuple[bool, bytes]] = {}  # job -> raw, payload
         self._results: list[object] = []
         self._held: dict[int, tuple] = {}  # job -> row of its lease
         self._gone: dict[int, None] = {}  # jobs whose lease ended
@@ -93,6 +98,8 @@ class Rows:
                 lane, changes, seed = self._lane(queue, task)
             stored, recorded = job.stored_state, _RECORDED[job.state]
             if stored:
+                if job.rewrite is not None:
+                    self._rewrite(job, lane, changes)
                 self._update(job, recorded)
             else:
                 self._insert(job, recorded, lane, seed)
@@ -163,6 +170,22 @@ class Rows:
             job.started_at, job.fence, job.attempt, job.crashes, job.requeues, job.result_bytes, job.result_raw, result, error,
             extras, row_sum(job, recorded, error, extras), result_sum, job.id)
 
+    def _rewrite(self, job: Job, lane: int, changes: list[int]) -> None:
+        """Take what somebody changed of a waiting job, and move what is counted of its row to the lane where it is now."""
+        rewrite, job.rewrite = job.rewrite, None
+        _, old_changes, _ = self._lane(rewrite.queue, job.task)
+        old_changes[job.stored_state] -= 1
+        changes[job.stored_state] += 1
+        if job.stored_state < _FIRST_FINISHED:  # else it was retried, and its row counts as finished
+            old_changes[_WAITING_BYTES] -= rewrite.payload_bytes
+            changes[_WAITING_BYTES] += job.payload_bytes
+        if rewrite.queue != job.queue:
+            old_changes[_REQUEUED] += rewrite.requeues - job.stored_requeues
+            job.stored_requeues = rewrite.requeues
+            self._moves[job.id] = lane
+        if rewrite.has_payload:
+            self._new_payloads[job.id] = (job.raw, job.payload)
+
     def _note_lease(self, job: Job) -> None:
         lease = job.lease if job.state == RUNNING else None
         if lease is not None and job.checkpoint:
@@ -212,6 +235,14 @@ class Rows:
         _write(execute, "INSERT INTO lanes (id, queue, task, sum) VALUES ", 4, "", self._new_lanes)
         _write(execute, *_INSERT, self._inserts)
         _write(execute, "INSERT INTO payloads (job, data) VALUES ", 2, "", self._payloads, heavy=1)
+        for job_id, lane in self._moves.items():
+            execute(_MOVE, (lane, job_id))
+        for job_id, (raw, payload) in self._new_payloads.items():
+            is_small = len(payload) <= SMALL_BYTES
+            execute(_NEW_PAYLOAD, (raw, len(payload), payload if is_small else None, data_sum(job_id, payload), job_id))
+            execute("DELETE FROM payloads WHERE job = ?", (job_id,))
+            if not is_small:
+                execute("INSERT INTO payloads (job, data) VALUES (?, ?)", (job_id, payload))
         _write(execute, *_UPDATE, list(chain.from_iterable(self._updates.values())), heavy=_ERROR)
         _write(execute, "INSERT OR REPLACE INTO results (job, data) VALUES ", 2, "", self._results, heavy=1)
         _write(execute, "INSERT OR REPLACE INTO leases (job, fence, instance, worker, granted_at, sum) VALUES ", 6, "",

@@ -1,14 +1,15 @@
 """A deep queue over the wire: order at any depth, memory within the window's budget, lanes by the thousand and their cap.
 
-The everyday run uses 200,000 jobs and a window of 2,000; a million and ten million are `./run test --long`. There is no verb yet
-that changes the priority of a job that waits.
+The everyday run uses 200,000 jobs and a window of 2,000; a million and ten million are `./run test --long`.
 """
 
 from __future__ import annotations
 
 import heapq
+import random
 import shutil
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -51,6 +52,8 @@ class Deep:
         self.broker = broker
         self.count = count
         self.submitted = 0
+        self.ids = array("q")  # of the jobs, by number
+        self._changed: set[int] = set()  # numbers of those that have another priority now
         self.taken = 0
         self.base_bytes = self.resident("VmRSS")
         self.peak_bytes = 0
@@ -90,9 +93,26 @@ class Deep:
             ids = producer.reply(open_frames.popleft())["jobs"]
             assert last_id < ids[0] and all(one < other for one, other in zip(ids, ids[1:])), "ids don't grow"
             last_id = ids[-1]
+            self.ids.extend(ids)
             self.say("submitted", self.submitted)
         producer.close()
         return (self.submitted - first) / (time.monotonic() - began)
+
+    def change_priorities(self, count: int) -> None:
+        """Give jobs all over the queue, in memory and on disk, another priority, before any is taken."""
+        rng = random.Random(count)
+        client = self.broker.connect(timeout=TIMEOUT_S)
+        self._changed = set(rng.sample(range(self.count), count))
+        numbers: dict[int, list[int]] = {}
+        for number in sorted(self._changed):
+            priority = rng.randint(1, PRIORITIES)
+            numbers.setdefault(priority, []).append(number)
+            self.comes_back(priority, number)
+        for priority, some in numbers.items():
+            for begin in range(0, len(some), FRAME):
+                ids = [self.ids[number] for number in some[begin:begin + FRAME]]
+                assert client.call("change", jobs=ids, priority=priority)["outcomes"] == ["changed"] * len(ids)
+        client.close()
 
     def add_urgent(self, count: int) -> None:
         """Submit jobs that come before all others that wait, but after urgent ones."""
@@ -118,7 +138,7 @@ class Deep:
 
     def _next(self) -> tuple[int, int]:
         if self._peeked is None:
-            self._peeked = next(self._coming, None)
+            self._peeked = next((entry for entry in self._coming if entry[1] not in self._changed), None)
         if self._returned and (self._peeked is None or self._returned[0] < self._peeked):
             return heapq.heappop(self._returned)
         following, self._peeked = self._peeked, None
@@ -238,6 +258,9 @@ def _fill_and_drain(deep: Deep, *, window_jobs: int) -> None:
         deep.restart(kill=kill)
         assert deep.note_health()["states"] == stats["states"]
 
+    deep.change_priorities(3 * FRAME)
+    assert deep.note_health()["states"] == stats["states"]
+    deep.restart(kill=True)
     deep.come()
     drained = [deep.drain(whole // 10)]
     deep.lose_a_worker(700)

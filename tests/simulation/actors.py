@@ -1,4 +1,4 @@
-"""Who talks to the broker: producers and an administrator; workers.py builds on it. They speak frames and know nothing inside.
+"""Who talks to the broker: producers, an administrator, one who steers; workers.py builds on it. They speak frames and know nothing inside.
 
 What an actor hears goes to the history. Each resends what it must until it knows the outcome, as docs/protocol_v1.md says.
 """
@@ -6,6 +6,7 @@ What an actor hears goes to the history. Each resends what it must until it know
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import TYPE_CHECKING
 
 from tests.simulation.network import Wire
@@ -22,6 +23,9 @@ FILTERS = [(None, None), (None, None), (None, None), (["q"], None), (None, ["a",
 PATIENCE_S = 4.0
 #: A client resends for so long, by the broker's clock: then the outcome of a submit may be forgotten.
 RESEND_S = 590.0
+
+#: The longest pause of a steerer.
+STEERER_PAUSE_S = 4
 
 Answer = Callable[[dict | None], None]
 
@@ -315,3 +319,40 @@ class Admin(Actor):
         """A cancel that was confirmed and not yet carried out is a good moment for the broker to die."""
         if answer is not None and answer.get("outcomes") == ["requested"] and self.world.chance(0.3):
             self.run.let_broker_die()
+
+
+class Steerer(Actor):
+    """Pauses and resumes, changes and purges what waits, and asks why it does. All its pauses end by themselves."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        super().__init__(run, name)
+        self.rng = Random(run.seed)
+
+    def begin(self) -> None:
+        """Connect and start."""
+        self.connect()
+        self.later(0.5, self._step)
+
+    def _step(self) -> None:
+        self.later(self.rng.expovariate(1 / self.run.pace_s), self._step)
+        known = list(self.history.told)[-12:]
+        if not self.is_greeted or not known:
+            return
+        target = self.rng.choice([{"queue": name} for name in QUEUES] + [{"task": name} for name in TASKS])
+        verb = self.rng.choice(["pause", "resume", "pauses", "change", "change", "change", "explain", "explain", "purge"])
+        if verb == "pause":
+            self.ask(verb, _ignore, **target, **{"for": self.rng.choice([1, 2, STEERER_PAUSE_S])}, reason="simulated")
+        elif verb == "resume":
+            self.ask(verb, _ignore, **target)
+        elif verb == "pauses":
+            self.ask(verb, _ignore)
+        elif verb == "change":
+            self.ask(verb, _ignore, jobs=self.rng.sample(known, min(len(known), 2)), **self._change())
+        elif verb == "explain":
+            self.ask(verb, _ignore, **self.rng.choice([{"job": self.rng.choice(known)}, {"queue": self.rng.choice(QUEUES)}]))
+        elif self.rng.random() < 0.1:
+            self.ask(verb, _ignore, queue=self.rng.choice(QUEUES))
+
+    def _change(self) -> dict[str, object]:
+        return self.rng.choice([{"priority": 1}, {"priority": 10}, {"priority": 5, "queue": self.rng.choice(QUEUES)},
+                                {"queue": self.rng.choice(QUEUES)}, {"delay": 0}, {"delay": 2.5, "priority": 1}])

@@ -73,6 +73,8 @@ class History:
         self._forgiven: list[tuple[float, float]] = []  # (when, how much)
         self._returns: dict[bytes, str] = {}  # instance -> how it comes back, while its hello is handled
         self._fell_due: set[int] = set()
+        self._variants: dict[bytes, list[tuple[str, int]]] = {}  # payload -> (queue, priority) that somebody gave its job, in order
+        self._told_priority: dict[int, int] = {}  # job -> priority of the latest change that was told
         self._started_at = 0.0
         self._message: dict = {}
         self.planner: Planner | None = None  # who keeps schedules, if this run has any
@@ -89,6 +91,31 @@ class History:
         if job.state is State.QUEUED:
             self.falls_due(job)
 
+    def changed(self, job: Job) -> None:
+        """A waiting job is being changed, and goes to where it waits now."""
+        if job.state is State.QUEUED:
+            self.world.counts["a queued job is changed"] += 1
+            if job.id not in self._fell_due:
+                self.falls_due(job)
+        self.world.note("change", job, job.priority)
+        self._variants.setdefault(self.payloads[job.id], []).append((job.queue, job.priority))
+
+    def _answered_change(self, message: dict, answer: dict) -> None:
+        for job_id, told in zip(message["jobs"], answer["outcomes"]):
+            if told == "changed" and "priority" in message:
+                self._told_priority[job_id] = message["priority"]
+
+    def _answered_purge(self, message: dict, answer: dict) -> None:
+        self.world.counts["purge"] += 1
+
+    def _check_changes(self, rows: dict[int, Job]) -> None:
+        """A change that was told is kept, or another came after it (I1)."""
+        for job_id, priority in self._told_priority.items():
+            variants = self._variants[self.payloads[job_id]]
+            first = next(place for place, variant in enumerate(variants) if variant[1] == priority)
+            if (rows[job_id].queue, rows[job_id].priority) not in variants[first:]:
+                raise Violation(f"I1: the change of {rows[job_id]} to priority {priority} is forgotten")
+
     def falls_due(self, job: Job) -> None:
         """A job is queued for the first time: not before its time (I15). A clock that is set back later changes nothing."""
         if job.run_at is not None and job.run_at > self.house.now + EPSILON:
@@ -99,7 +126,8 @@ class History:
         spec = self.attempted.get(payload)
         if spec is None:
             raise Violation(f"I2: nobody submitted {payload!r}")
-        if (spec.task, spec.queue, spec.priority) != (task, queue, priority):
+        known = self._variants.get(payload, [])
+        if (spec.task, spec.queue, spec.priority) != (task, queue, priority) and (spec.task != task or (queue, priority) not in known):
             raise Violation(f"I2: {payload!r} is {task} {queue} {priority}, was {spec}")
         return spec
 
@@ -266,6 +294,7 @@ class History:
             row = rows[job_id]
             if (row.state.label, row.finished_at) != (ended.state, ended.finished_at):
                 raise Violation(f"I6: {row} was told to be {ended}")
+        self._check_changes(rows)
         for job_id in self.cancelled:
             row = rows[job_id]
             if row.state not in FINISHED_STATES and not row.cancel_requested:

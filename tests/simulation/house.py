@@ -58,6 +58,23 @@ class SimEngine(CheckedEngine):
         for job in jobs:
             self.house.history.granted(job, session, now)
 
+    def _put_in(self, job: Job, place: int) -> None:
+        self.house.history.changed(job)
+        super()._put_in(job, place)
+
+    def pause(self, *args: object) -> None:
+        self.house.world.counts["pause"] += 1
+        super().pause(*args)
+
+    def _end_pauses(self, now: float) -> None:
+        self.house.world.counts["a pause ends by itself"] += 1
+        super()._end_pauses(now)
+
+    def purge(self, *args: object) -> bool | None:
+        purged = super().purge(*args)
+        self.house.world.counts["a job is purged"] += purged is True
+        return purged
+
     def refilled(self, lane: Lane, plan: object, rows: list[Job], *args: object) -> None:
         self.house.world.counts["refill"] += bool(rows)
         super().refilled(lane, plan, rows, *args)

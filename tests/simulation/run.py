@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.core import check, check_at_rest
-from tests.simulation.actors import QUEUES, TASKS, Actor, Admin, Producer
+from tests.simulation.actors import QUEUES, STEERER_PAUSE_S, TASKS, Actor, Admin, Producer, Steerer
 from tests.simulation.history import History, Spec
 from tests.simulation.house import POINTS, Alarm, House
 from tests.simulation.network import Wire
@@ -35,6 +35,8 @@ FAULTS = ("broker dies", "store fails", "wall clock jumps", "hub stalls", "conne
 #: Each n-th seed runs on the real SQLite store, and submits by the thousand.
 SQLITE_EVERY = 12
 FLOOD_EVERY = 100
+#: In each n-th somebody pauses, changes and purges. A draw of its own, so that the other seeds stay the runs that they were.
+STEERED_EVERY = 4
 KINDS = {
     "honest": Habits("honest"),
     "quick": Habits("quick", slots=10, job_s=0.02, odd=0.02),
@@ -207,6 +209,8 @@ class Run:
         if self.seed % PLANNED_EVERY == 1 and not self.is_flood:
             self.history.planner = Planner(self, "planner")
             self.actors.append(self.history.planner)
+        if self.seed % STEERED_EVERY == 1 and not self.is_flood:
+            self.actors.append(Steerer(self, "steerer"))
 
     def new_items(self) -> list[dict]:
         """Return the jobs of a submit, and tell the history of them."""
@@ -359,7 +363,9 @@ class Run:
             worker.leave()
         world.run(world.now + 60.0, done=lambda: all(producer.is_done for producer in self.producers))
         self._end_schedules()
-        self.admin.is_over = True
+        for actor in self.actors:
+            if isinstance(actor, (Admin, Steerer)):
+                actor.is_over = True
         late = [producer.name for producer in self.producers if not producer.is_done]
         if late:
             raise Violation(f"L1: {late} do not learn what became of their submits")
@@ -396,7 +402,7 @@ class Run:
         now = self.house.now
         jobs = self.house.newest().values()
         schedule_s = max((job.run_at - now for job in jobs if job.run_at is not None), default=0.0)
-        return 10.0 + timing.restart_grace_s + (1.0 + STALLS) * timing.lease_s + max(0.0, schedule_s) + 0.2 * len(jobs)
+        return 10.0 + STEERER_PAUSE_S + timing.restart_grace_s + (1.0 + STALLS) * timing.lease_s + max(0.0, schedule_s) + 0.2 * len(jobs)
 
     def _check_end(self) -> None:
         self.world.run(self.world.now + 2.0)

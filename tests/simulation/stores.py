@@ -14,19 +14,19 @@ from tests.simulation.world import Violation, World
 from tests.stores.power_vfs import PowerDisk, Replay, lay_out
 from greenroom.errors import StoreError
 from greenroom.job import Job, State
-from greenroom.records import Lost, Restored, StoredSchedule, Submission
+from greenroom.records import Lost, Pause, Restored, StoredSchedule, Submission
 from greenroom.stores import Retention
 from greenroom.stores.sqlite import SqliteStore
 from greenroom.stores.sqlite_reader import schedules
 
 #: The store's own notes in a job; both stores must find them as they were.
-NOTES = ("stored_state", "stored_requeues", "stored_lease", "result_bytes")
+NOTES = ("stored_state", "stored_requeues", "stored_lease", "result_bytes", "rewrite")
 COMPARED = ("id", "queue", "task", "priority", "place", "rank", "state", "payload", "payload_bytes", "raw", "submitted_at",
             "run_at", "started_at", "finished_at", "worker", "fence", "attempt", "crashes", "requeues", "cancel_requested",
             "result", "result_bytes", "result_raw", "error", "stored_state", "stored_requeues")
 
 
-KEPT = ("state", "fence", "requeues", "crashes", "cancel_requested", "place")
+KEPT = ("state", "fence", "requeues", "crashes", "cancel_requested", "place", "priority", "queue", "run_at")
 
 _disk_numbers = itertools.count(1)
 
@@ -94,6 +94,7 @@ class TwinStore(SimStore):
         _same("lanes", sorted(restored.lanes), sorted(counts for counts in twin.lanes))
         _same("leases", [lease[1:] for lease in restored.leases], [lease[1:] for lease in twin.leases])
         _same("schedules", restored.schedules, twin.schedules)
+        _same("pauses", sorted(restored.pauses), sorted(twin.pauses))
         _same("cancelled", [job.id for job in restored.cancelled], [job.id for job in twin.cancelled])
         return restored
 
@@ -153,6 +154,11 @@ class TwinStore(SimStore):
         """See Store."""
         return _same("submission", self._real.submission(submission_id), super().submission(submission_id))
 
+    def keep_pauses(self, pauses: dict[tuple[str, str], Pause | None]) -> None:
+        """See Store."""
+        self._real.keep_pauses(pauses)
+        super().keep_pauses(pauses)
+
     def prune(self, now: float, limit: int) -> int:
         """See Store: which rows go when differs between stores, so only submissions are pruned here, which do not."""
         return 0
@@ -195,7 +201,7 @@ class TwinStore(SimStore):
     def _contents(self) -> list[object]:
         leases = sorted((job_id, lease[0]) for job_id, lease in self._leases.items())
         return [{job.id: _row(job) for job in self._jobs.values()}, leases, self._next["job"], self._next["fence"],
-                len(self._submissions), [self._schedules[name] for name in sorted(self._schedules)]]
+                len(self._submissions), [self._schedules[name] for name in sorted(self._schedules)], sorted(self._pauses)]
 
     def shut(self) -> None:
         """Close in order."""
@@ -228,7 +234,8 @@ def _contents(store: SqliteStore, ids: list[int]) -> list[object]:
     rows = {job.id: _row(job) for job in store.load(ids).values() if isinstance(job, Job)}
     numbers = dict(store._query("SELECT name, value FROM meta WHERE name IN ('next_job', 'next_fence')", ()))
     return [rows, store._query("SELECT job, fence FROM leases ORDER BY job", ()), numbers["next_job"], numbers["next_fence"],
-            store._query("SELECT count(*) FROM submissions", ())[0][0], schedules(store._query)]
+            store._query("SELECT count(*) FROM submissions", ())[0][0], schedules(store._query),
+            store._query("SELECT kind, name FROM pauses ORDER BY kind, name", ())]
 
 
 def _row(job: Job, names: tuple[str, ...] = KEPT) -> list[object]:

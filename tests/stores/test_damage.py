@@ -12,9 +12,10 @@ import pytest
 
 from greenroom.errors import DamagedError, StoreError
 from greenroom.job import State
-from greenroom.records import Lost, Submission
+from greenroom.records import Lost, Pause, Submission
 from greenroom.stores import Retention
 from greenroom.stores.sqlite import SqliteStore
+from greenroom.stores.sqlite_check import opened_for_check, sums
 from greenroom.stores.sqlite_opening import APPLICATION_ID, DATABASE
 from greenroom.stores.sums import data_sum, row_sum
 from greenroom.views import damaged
@@ -251,6 +252,20 @@ def test_a_store_of_schema_1_keeps_its_jobs_and_gets_sums_as_rows_are_written(fo
     assert sums == [(1, 1, 1), (2, 1, 0)], "the second got a lease when the broker stopped"
     assert all(value is not None for value, in core.store._query("SELECT sum FROM lanes", ()))
     core.store.close()
+
+
+def test_a_damaged_pause_ends_the_start_as_nobody_knows_what_it_holds_back(folder: Path) -> None:
+    store = SqliteStore(folder)
+    store.open()
+    store.keep_pauses({("queue", "mail"): Pause("queue", "mail", 1.0, 9.0, "why", "ann")})
+    store.commit()
+    store.close()
+    damage(folder, "UPDATE pauses SET until = 8.0")
+
+    with pytest.raises(StoreError, match="the pause of queue mail; nothing was changed"):
+        SqliteStore(folder).open()
+    with opened_for_check(folder) as (query, _):
+        assert list(sums(query)) == ["pauses: the row of queue mail does not match its checksum"]
 
 
 def test_every_column_that_is_written_is_summed(folder: Path) -> None:

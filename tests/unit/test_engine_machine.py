@@ -43,6 +43,7 @@ class Machine(RuleBasedStateMachine):
         self.workers = [self.core.connect(f"w{number}") for number in range(3)]
         self.jobs: dict[int, Known] = {}
         self.order = 0
+        self.paused: set[str] = set()  # tasks
 
     # -- requests -----------------------------------------------------------------------------------------------------------
 
@@ -63,7 +64,7 @@ class Machine(RuleBasedStateMachine):
         self.core.run()
         got = worker.ids(request_id)
         fitting = sorted((known.rank, job_id) for job_id, known in self.jobs.items()
-                         if known.state == "queued" and (tasks is None or known.task in tasks))
+                         if known.state == "queued" and (tasks is None or known.task in tasks) and known.task not in self.paused)
         assert got == [job_id for _, job_id in fitting[:len(got)]] and bool(got) == bool(fitting)
         for job_id in got:
             known = self.jobs[job_id]
@@ -184,6 +185,36 @@ class Machine(RuleBasedStateMachine):
             assert told == "cancelled"
             known.state = "cancelled"
 
+    @rule(task=TASKS, seconds=st.none() | st.just(3600.0))
+    def pause(self, task: str, seconds: float | None) -> None:
+        self.client.pause("task", task, seconds=seconds)
+        self.core.run()
+        self.paused.add(task)
+
+    @rule(task=TASKS)
+    def resume(self, task: str) -> None:
+        request_id = self.client.resume("task", task)
+        self.core.run()
+        assert self.client.answers[request_id] == {"resumed": task in self.paused}
+        self.paused.discard(task)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), priority=st.sampled_from([1, 5, 9]), payload=st.none() | st.just(b"y" * 600))
+    def change(self, data: st.DataObject, priority: int, payload: bytes | None) -> None:
+        job_id = data.draw(st.sampled_from(sorted(self.jobs)))
+        known = self.jobs[job_id]
+        request_id = self.client.change(job_id, priority=priority, payload=payload)
+        self.core.run()
+        told = self.client.outcome(request_id)
+
+        if known.state == "queued":
+            assert told == "changed"
+            known.rank = (priority, known.rank[1])
+            if payload is not None:
+                known.late_fence = 0
+        else:
+            assert told == ("CONFLICT" if known.state == "running" else "FINISHED")
+
     @rule(number=st.integers(0, 2), bye=st.booleans())
     def lose(self, number: int, bye: bool) -> None:
         worker = self.workers[number]
@@ -236,6 +267,8 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """One honest worker finishes everything."""
+        for task in self.paused:
+            self.client.resume("task", task)
         for worker in self.workers:
             worker.close(bye=True)
         self.core.run()

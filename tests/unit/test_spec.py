@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from greenroom import backups, conversation, schedule_limits, stream
+from greenroom import backups, control_verbs, conversation, schedule_limits, stream
 from greenroom.errors import WIRE_ERRORS
 from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL
 from greenroom.leases import MAX_CRASHES, Timing
 from greenroom.listener import HANDSHAKE_DEADLINE_S
+from greenroom.paces import ROUND_S
+from greenroom.pauses import MAX_PAUSES
 from greenroom.protocol import (BACKUP_PIECE_BYTES, DEFAULT_LIMITS, DEFAULT_PORT, ERROR_LIMITS, HELLO_FRAME_BYTES, MAX_ANSWER_VALUES,
                                 MAX_INNER_ITEMS, MAX_MAP_ENTRIES, MAX_REQUEST_VALUES, MAX_TEXT_BYTES, VERBS, WORKER_VERBS,
                                 check_fields)
 from greenroom.schedules import LATE_S, REPEATED_S, Schedules
 
+CODE = Path(__file__).resolve().parents[2] / "greenroom"
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol_v1.md").read_text()
 
 
@@ -66,7 +69,7 @@ def vectors_of_schedules() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry", "runs", "get", "wait", "settle", "heartbeat", "extend", "backup", "schedules",
-                                  "schedule_delete", "schedule_pause", "schedule_resume", "schedule_run"])
+                                  "schedule_delete", "schedule_pause", "schedule_resume", "schedule_run", "pause", "resume", "change", "purge", "explain"])
 def test_the_verbs_described_in_a_sentence_name_all_their_fields(verb: str) -> None:
     sentence = part(f"### {verb}\n", "Reply")
 
@@ -118,6 +121,15 @@ def test_limits_numbers_and_deadlines_are_those_of_the_code() -> None:
     assert f"At most {stream.MAX_UNSENT_BYTES // 2**20} MiB wait" in deadlines
     assert f"asks about a backup | {backups.IDLE_S:g} |" in deadlines and f"without `bye` | {backups.RESUME_S:g} |" in deadlines
     assert f"`size` (int 1 … {BACKUP_PIECE_BYTES}, default {BACKUP_PIECE_BYTES})" in part("### backup", "## 10.")
+
+
+def test_the_gates_are_those_of_the_code_and_numbers_of_pauses_and_changes_too() -> None:
+    codes = {code for name in ("gates.py",) for code in re.findall(r'Gate\("(\w+)"', (CODE / name).read_text())} | {"queue_paused", "task_paused"}
+    rows = [line.split("|")[1] for line in part("### explain", "For a queue:").splitlines() if line.startswith("| ") and "code" not in line]
+
+    assert {code.strip() for row in rows for code in row.split(",")} == codes
+    assert f"at most {MAX_PAUSES:,}" in TEXT and f"{MAX_PAUSES:,} queues and tasks" in TEXT and "4 MiB of payloads together" in TEXT
+    assert control_verbs.CHANGE_BYTES == 4 * 2**20 and "10 to 20 s" in TEXT and ROUND_S == 10.0
 
 
 def test_the_states_are_those_of_the_code_and_the_picture_shows_their_moves() -> None:

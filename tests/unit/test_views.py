@@ -47,6 +47,10 @@ def test_a_list_shows_payloads_and_results_only_while_they_are_small() -> None:
     assert "payload" not in views.small_view(small, with_payload=False)
 
 
+def tasks_of(core: Core) -> list[dict]:
+    return views.tasks(core.engine, views.grouped_by("task", core.engine, nothing), nothing)
+
+
 def test_queues_tasks_and_counts_add_up() -> None:
     core = Core()
     submitted(core, new_job("a", queue="x"), new_job("a", queue="y"), new_job("b", queue="x"), new_job("b", queue="x", delay=9.0))
@@ -60,15 +64,33 @@ def test_queues_tasks_and_counts_add_up() -> None:
 
     assert views.queues(core.engine, nothing) == {"total": 2, "queues": [
         {"name": "x", "scheduled": 1, "queued": 0, "running": 1, "completed": 0, "failed": 1, "cancelled": 0, "expired": 0, "requeued": 0,
-         "workers": 2, "tasks": 2},
+         "workers": 2, "tasks": 2, "paused": None},
         {"name": "y", "scheduled": 0, "queued": 0, "running": 1, "completed": 0, "failed": 0, "cancelled": 0, "expired": 0, "requeued": 0,
-         "workers": 1, "tasks": 1}]}
-    assert [(entry["task"], entry["total"], entry["workers"]) for entry in views.tasks(views.grouped_by("task", core.engine, nothing), nothing)] == [
+         "workers": 1, "tasks": 1, "paused": None}]}
+    assert [(entry["task"], entry["total"], entry["workers"]) for entry in tasks_of(core)] == [
         ("a", 2, 1), ("b", 2, 2)]
     counted = views.counts(core.engine, nothing)
     assert counted["states"] == {"scheduled": 1, "queued": 0, "running": 2, "completed": 0, "failed": 1, "cancelled": 0, "expired": 0}
     assert (counted["total"], counted["workers"], counted["idle"], counted["busy"]) == (4, 3, 1, 1)
     assert counted["connections"] == 3 and counted["memory"] == {"jobs": 0, "bytes": 0, "leases": 2}
+
+
+def test_what_is_paused_is_shown_with_its_workers_also_before_its_first_job() -> None:
+    core = Core()
+    submitted(core, new_job("a", queue="x"))
+    reserved(core.connect(), 0)
+    client = core.connect("c", role="client")
+    client.pause("queue", "x", seconds=5.0, reason="why", by="ann")
+    client.pause("queue", "new")
+    client.pause("task", "a", by="bob")
+    held = {"paused_at": core.now, "until": core.now + 5.0, "reason": "why", "by": "ann"}
+
+    new, old = views.queues(core.engine, nothing)["queues"]
+
+    assert (new["name"], new["tasks"], new["workers"]) == ("new", 0, 0) and new["paused"]["by"] == "me"
+    assert (old["name"], old["queued"], old["workers"], old["paused"]) == ("x", 1, 1, held)
+    assert [(entry["task"], entry["paused"]["by"]) for entry in tasks_of(core)] == [("a", "bob")]
+    assert views.pause(next(iter(core.engine.pauses))) == {"queue": "x", "task": None, **held}
 
 
 def test_a_worker_is_shown_with_what_it_holds_and_asks_for() -> None:

@@ -35,6 +35,7 @@ SCHEDULE = {"name": "nightly", "error": None, "job": {"task": "report", "queue":
             "next_runs": [1795570200.0, 1795656600.0], "last_at": 1795483801.5, "last_job": 7, "runs": 3, "skipped": 0,
             "paused_at": None, "reason": ""}
 PAUSED = {**SCHEDULE, "next_at": None, "next_runs": [], "paused_at": 1795560407.5, "reason": "the database moves"}
+PAUSE = {"queue": "mail", "task": None, "paused_at": 1795560405.5, "until": 1795561005.5, "reason": "provider is down", "by": "ann"}
 COUNTS = {"scheduled": 0, "queued": 1, "running": 1, "completed": 5, "failed": 0, "cancelled": 0, "expired": 0}
 
 #: Name -> (heading, message). `C` is sent by the peer, `S` by the broker.
@@ -79,14 +80,15 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "jobs": ("C:", {"verb": "jobs", "id": 10, "state": "failed", "before": 1000, "limit": 20}),
     "jobs_reply": ("S: nothing on this page, but there are more", {"id": 10, "jobs": [], "next": 412}),
     "queues": ("C:", {"verb": "queues", "id": 11}),
-    "queues_reply": ("S:", {"id": 11, "queues": [{"name": "default", **COUNTS, "requeued": 0, "workers": 1, "tasks": 2}],
+    "queues_reply": ("S:", {"id": 11, "queues": [{"name": "default", **COUNTS, "requeued": 0, "workers": 1, "tasks": 2,
+                     "paused": None}],
                      "total": 1}),
     "workers": ("C:", {"verb": "workers", "id": 12}),
     "workers_reply": ("S:", {"id": 12, "workers": [WORKER], "total": 1}),
     "stats": ("C:", {"verb": "stats", "id": 13}),
     "stats_reply": ("S:", {"id": 13, "states": COUNTS, "requeued": 0, "total": 7, "workers": 1, "idle": 0, "busy": 1,
                     "connections": 2, "clients": 1, "lanes": 1,
-                    "tasks": [{"task": "reverse_string", **COUNTS, "requeued": 0, "workers": 1, "total": 7}],
+                    "tasks": [{"task": "reverse_string", **COUNTS, "requeued": 0, "workers": 1, "total": 7, "paused": None}],
                     "memory": {"jobs": 1, "bytes": 15, "leases": 1, "max_jobs": 100000, "max_bytes": 134217728, "granted": 6,
                                "granted_after_refill": 0, "refills": 0, "refilled": 0},
                     "now": 1795560407.0, "started_at": 1795560000.0, "version": "0.1.0",
@@ -94,6 +96,7 @@ MESSAGES: dict[str, tuple[str, dict]] = {
                               "commit_p50_ms": 0.25, "commit_p99_ms": 2.0, "commit_max_ms": 4.0, "full": False,
                               "free_bytes": 80149938176},
                     "hub": {"lag_ms": 0.5, "max_lag_ms": 4.0, "lag_p50_ms": 0.25, "lag_p99_ms": 2.0}, "requeued_by": {}, "returned": 0,
+                    "paused": {"queue": 0, "task": 0},
                     "damaged": {"total": 0, "jobs": []},
                     "settles": {"late": 0, "stale": 0, "repeated": 0}, "repeated_submits": 0, "refused": {},
                     "refused_jobs": {}, "waiting": {"reserves": 1, "waits": 0, "answers": 0, "answer_bytes": 0},
@@ -121,6 +124,29 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "schedule_run_reply": ("S:", {"id": 23, "job": 9}),
     "schedule_delete": ("C:", {"verb": "schedule_delete", "id": 24, "name": "nightly"}),
     "schedule_delete_reply": ("S:", {"id": 24}),
+    "pause": ("C: a queue is paused for ten minutes", {"verb": "pause", "id": 19, "queue": "mail", "for": 600, "reason": "provider is down",
+              "by": "ann"}),
+    "pause_reply": ("S:", {"id": 19, "pause": PAUSE}),
+    "pauses": ("C:", {"verb": "pauses", "id": 20}),
+    "pauses_reply": ("S:", {"id": 20, "pauses": [PAUSE]}),
+    "resume": ("C:", {"verb": "resume", "id": 21, "queue": "mail"}),
+    "resume_reply": ("S:", {"id": 21, "resumed": True}),
+    "change": ("C: two jobs shall run first", {"verb": "change", "id": 22, "jobs": [8, 9], "priority": 1}),
+    "change_reply": ("S: one of them runs already", {"id": 22, "outcomes": ["changed", {
+                     "code": "CONFLICT", "message": "job 9 is running: only a job that waits can be changed"}]}),
+    "purge": ("C:", {"verb": "purge", "id": 23, "queue": "mail", "before": 5000}),
+    "purge_reply": ("S: there may be more", {"id": 23, "purged": 1000, "next": 3871}),
+    "explain": ("C:", {"verb": "explain", "id": 24, "job": 8}),
+    "explain_reply": ("S:", {"id": 24, "job": 8, "state": "queued", "queue": "mail", "task": "send", "ahead": 0, "ahead_exact": True,
+                      "starts_at": None, "gates": [{"code": "queue_paused",
+                      "text": "the queue mail is paused by ann for another 10 min (provider is down)", "opens": "resume queue mail",
+                      "at": 1795561005.5}]}),
+    "explain_queue": ("C:", {"verb": "explain", "id": 25, "queue": "reports"}),
+    "explain_queue_reply": ("S: a queue with one task", {"id": 25, "queue": "reports", "scheduled": 0, "queued": 2, "running": 4, "rate": 0.5,
+                            "workers": 1, "asking": 0, "gates": [], "tasks": [{"task": "render", "scheduled": 0, "queued": 2, "running": 4,
+                            "rate": 0.5, "workers": 1, "asking": 0, "gates": [{"code": "no_free_slot", "text":
+                            "1 worker can run it, none has a free slot", "opens": "one of them finishes a job, or another worker connects",
+                            "at": None}]}], "tasks_total": 1}),
     "bye": ("C:", {"verb": "bye", "id": 15}),
     "bye_reply": ("S: and the connection ends", {"id": 15}),
     "notice_cancel": ("S: unasked", {"notice": "cancel", "leases": [[7, 12]]}),

@@ -1,0 +1,124 @@
+"""The verbs for those who steer the broker: pause, resume, change, purge, explain. Checks, one call of the engine, answer.
+
+What they do is in controls.py, what explanations say in gates.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from greenroom import views
+from greenroom.desk import Desk
+from greenroom.errors import InvalidError, TooLargeError
+from greenroom.gates import explain_job, explain_queue
+from greenroom.job import Job, JobChange
+from greenroom.protocol import DEFAULT_LIMITS, Request
+from greenroom.records import Lost, Pause
+from greenroom.stores import Reader
+from greenroom.verb_parts import Caller, each_job, load, on_each
+
+#: Jobs that one purge looks at; then its peer asks for more.
+PURGE_JOBS = 1000
+#: Bytes of new payloads in one change: each job's are written.
+CHANGE_BYTES = 4 * 2**20
+#: What may be changed of a job that waits.
+CHANGES = ("priority", "queue", "run_at", "delay", "payload")
+
+
+def _target(request: Request) -> tuple[str, str]:
+    """Return ("queue" or "task", its name)."""
+    queue, task = request.fields["queue"], request.fields["task"]
+    if (queue is None) == (task is None):
+        raise InvalidError("give queue or task, one of them", field="queue")
+    return ("queue", queue) if queue is not None else ("task", task)
+
+
+def _pause(desk: Desk, caller: Caller, request: Request) -> None:
+    kind, name = _target(request)
+    fields, now = request.fields, desk.now()
+    by = fields["by"] or (caller.session.name if caller.session is not None else "web")
+    pause = Pause(kind, name, now, None if fields["for"] is None else now + fields["for"], fields["reason"], by)
+    desk.engine.pause(pause, now)
+    desk.after_call()
+    desk.batches.hold(caller, request.id, {"pause": views.pause(pause)})
+
+
+def _resume(desk: Desk, caller: Caller, request: Request) -> None:
+    resumed = desk.engine.resume(*_target(request), desk.now())
+    desk.after_call()
+    desk.batches.hold(caller, request.id, {"resumed": resumed})
+
+
+def _pauses(desk: Desk, caller: Caller, request: Request) -> None:
+    desk.batches.hold(caller, request.id, {"pauses": [views.pause(pause) for pause in desk.engine.pauses]})
+
+
+def _change(desk: Desk, caller: Caller, request: Request) -> None:
+    fields = request.fields
+    ids, payload = fields["jobs"], fields["payload"]
+    if all(fields[name] is None for name in CHANGES):
+        raise InvalidError(f"a change needs at least one of {', '.join(CHANGES)}", field="jobs")
+    if fields["delay"] is not None and fields["run_at"] is not None:
+        raise InvalidError("delay and run_at exclude each other", field="delay")
+    if payload is not None and len(payload) > DEFAULT_LIMITS.payload:
+        raise TooLargeError(f"payload has {len(payload)} bytes, the limit is {DEFAULT_LIMITS.payload}", field="payload")
+    if payload is not None and len(payload) * len(ids) > CHANGE_BYTES:
+        raise TooLargeError(f"{len(ids)} payloads have {len(payload) * len(ids)} bytes, the limit is {CHANGE_BYTES}", field="payload")
+    desk.check_room()
+    change = JobChange(fields["priority"], fields["queue"], fields["run_at"], fields["delay"], payload, fields["encoding"] == "raw")
+
+    def act(job_id: int, found: Job | Lost | None) -> str | None:
+        outcome = desk.engine.change(job_id, change, desk.now(), found)
+        if outcome is not None and payload is not None:
+            desk.batches.note_payloads(len(payload))
+        return outcome
+
+    each_job(desk, caller, request, act)
+
+
+def _purge(desk: Desk, caller: Caller, request: Request) -> None:
+    queue, task, before = (request.fields[name] for name in ("queue", "task", "before"))
+    desk.check_room()
+    desk.wait_for_commit(5.0)
+    filters = {"queue": queue} if task is None else {"queue": queue, "task": task}
+
+    def read(reader: Reader) -> list[tuple[list[Job], int | None]]:
+        return [reader.page(before=before, limit=PURGE_JOBS, state=state, **filters) for state in ("queued", "scheduled")]
+
+    pages = desk.read(read)
+    # Ids from here on were looked at for both states; those below are for the next request.
+    following = max((next_id for _, next_id in pages if next_id is not None), default=None)
+    ids = sorted({job.id for jobs, _ in pages for job in jobs if following is None or job.id >= following}, reverse=True)
+
+    def answer(outcomes: dict[int, object]) -> dict:
+        is_busy = any(isinstance(outcome, dict) for outcome in outcomes.values())
+        return {"purged": sum(outcome is True for outcome in outcomes.values()), "next": ids[0] + 1 if is_busy else following}
+
+    on_each(desk, caller, request.id, ids, lambda job_id, found: desk.engine.purge(job_id, queue, task, desk.now(), found), answer)
+
+
+def _explain(desk: Desk, caller: Caller, request: Request) -> None:
+    job_id, queue = request.fields["job"], request.fields["queue"]
+    if (job_id is None) == (queue is None):
+        raise InvalidError("give job or queue, one of them", field="job")
+    if queue is not None:
+        desk.batches.hold(caller, request.id, explain_queue(desk.engine, queue, desk.now(), desk.breathe_if_due))
+        return
+    job = desk.in_memory(job_id)
+    if job is not None:
+        desk.batches.hold(caller, request.id, explain_job(desk.engine, job, desk.now()))
+        return
+    found: dict[int, Job | Lost] = {}
+
+    def done() -> None:
+        job = desk.as_memory_knows(found[job_id])
+        if job_id not in desk.engine.aside:
+            job = desk.engine.check_there(job_id, job)
+        desk.batches.hold(caller, request.id, explain_job(desk.engine, job, desk.now()))
+
+    load(desk, caller, request.id, [job_id], found.update, done, None)
+
+
+HANDLERS: dict[str, Callable[[Desk, Caller, Request], None]] = {
+    "pause": _pause, "resume": _resume, "pauses": _pauses, "change": _change, "purge": _purge, "explain": _explain,
+}
