@@ -126,6 +126,12 @@ REPLIES: dict[str, dict[str, Check]] = {
     "stats": {},
     "backup": {"ready": _left_out_or(lambda value: type(value) is bool), "made": _left_out_or(_is_size),
                "total": _left_out_or(_is_size), "sha256": _left_out_or(_is_bytes), "data": _left_out_or(_is_bytes)},
+    "pause": {"pause": _is_map},
+    "resume": {"resumed": lambda value: type(value) is bool},
+    "pauses": {"pauses": _each(_is_map)},
+    "change": {"outcomes": _each(_is_outcome)},
+    "purge": {"purged": _is_size, "next": _left_out_or(_is_number)},
+    "explain": {"gates": _each(_is_map)},
     "schedules": {"schedules": _each(_is_schedule), "next": _left_out_or(_is_text)},
     "schedule_put": {"schedule": _is_schedule},
     "schedule_delete": {},
@@ -135,4 +141,4 @@ REPLIES: dict[str, dict[str, Check]] = {
     "ping": {},
     "bye": {},
 }
-_ONE_EACH = frozenset({"submit", "cancel", "retry", "get", "settle", "extend"})
+_ONE_EACH = frozenset({"submit", "cancel", "retry", "change", "get", "settle", "extend"})
