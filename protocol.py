@@ -14,7 +14,8 @@ import msgpack
 
 from greenroom.errors import (GreenroomError, InvalidError, ProtocolError, TooLargeError, UnknownVerbError, VersionError)
 from greenroom.job import NUMBER_LIMIT, OPTIONS, STATE_BY_LABEL, check_name, is_number
-from greenroom.records import SettleItem
+from greenroom.job_log import LINE_CHARACTERS, TEXT_CHARACTERS
+from greenroom.records import ReportItem, SettleItem
 from greenroom.schedule_limits import (DEFAULT_MISSED, MAX_CRON_CHARACTERS, MAX_EVERY_CHARACTERS, MAX_MISSED, MAX_REASON_CHARACTERS,
                                        MAX_ZONE_CHARACTERS, MISSED, OVERLAPS)
 
@@ -421,12 +422,16 @@ VERBS: dict[str, tuple[Field, ...]] = {
     "cancel": (_JOB_IDS,),
     "retry": (_JOB_IDS,),
     "runs": (Field("job", _integer(1, NUMBER_LIMIT - 1), required=True),),
+    "logs": (
+        Field("job", _integer(1, NUMBER_LIMIT - 1), required=True), Field("after", _integer(0, NUMBER_LIMIT - 1), 0),
+        Field("limit", _integer(1, 1000), 1000), _WAIT),
     "get": (_JOB_IDS, Field("payload", _flag, False)),
     "wait": (_JOB_IDS, _WAIT),
     "reserve": (
         Field("n", _integer(0, 1000), required=True), Field("queues", _names), Field("tasks", _names), _WAIT),
     "settle": (Field("leases", _items(1), required=True),),
     "heartbeat": (Field("leases", _leases(0)),),
+    "report": (Field("leases", _items(1), required=True),),
     "extend": (Field("leases", _leases(1), required=True), Field("for", _seconds(1, 86400), required=True)),
     "jobs": (
         Field("state", _word(*STATE_BY_LABEL)), Field("queue", check_name), Field("task", check_name),
@@ -461,7 +466,7 @@ VERBS: dict[str, tuple[Field, ...]] = {
 }
 
 #: Verbs that only a session with the role `worker` may use.
-WORKER_VERBS = frozenset({"reserve", "settle", "heartbeat", "extend"})
+WORKER_VERBS = frozenset({"reserve", "settle", "heartbeat", "extend", "report"})
 
 
 def request_id(message: dict) -> int:
@@ -475,7 +480,7 @@ def request_id(message: dict) -> int:
 def parse_request(message: dict) -> Request:
     """Check a message as a request: verb, id, and the type and range of each field.
 
-    What lies inside the lists of `submit` and `settle` is left to their handlers, which answer each item by itself.
+    What lies inside the lists of `submit`, `settle` and `report` is left to their handlers, which answer each item by itself.
 
     Raises:
         ProtocolError: no usable id or verb (the peer's fault; closes).
@@ -582,6 +587,27 @@ def _parse_error(error: object) -> dict[str, str]:
         value = given.get(key)
         cut[key] = value[:limit] if isinstance(value, str) else ""
     return cut
+
+
+def parse_report(item: object) -> ReportItem:
+    """Check one lease of a report. Raises InvalidError (the peer's fault; answered for this item)."""
+    try:
+        job, fence = check_lease(item)
+    except ValueError as exc:
+        raise InvalidError(f"leases {exc}", field="leases") from None
+    fraction, text, lines = (*item[2:5], None, None, None)[:3]
+    if fraction is not None and not (is_number(fraction) and 0 <= fraction <= 1):
+        raise InvalidError("a report's fraction must be a number from 0 to 1, or nil", field="fraction")
+    if not isinstance(text, str | None):
+        raise InvalidError("a report's text must be a text, or nil", field="text")
+    if not isinstance(lines, list | None):
+        raise InvalidError("a report's lines must be a list", field="lines")
+    checked = []
+    for line in lines or ():
+        if not (isinstance(line, list) and len(line) == 2 and is_number(line[0]) and 0 <= line[0] <= MOST_TIME and isinstance(line[1], str)):
+            raise InvalidError("a report's lines must be lists of a time (seconds since 1970) and a text", field="lines")
+        checked.append((float(line[0]), line[1][:LINE_CHARACTERS]))
+    return ReportItem(job, fence, None if fraction is None else float(fraction), None if text is None else text[:TEXT_CHARACTERS], checked)
 
 
 def error_fields(exc: GreenroomError) -> dict[str, object]:

@@ -24,7 +24,7 @@ from greenroom.effects import Delivery, Effects
 from greenroom.engine import Engine
 from greenroom.errors import GreenroomError, UnknownOutcomeError
 from greenroom.job import RUNNING, SMALL_BYTES, Job
-from greenroom.records import Damaged, Lost, Pause, StoredSchedule, Submission
+from greenroom.records import Damaged, LogLine, Lost, Pause, StoredSchedule, Submission
 from greenroom.sessions import Lease
 from greenroom.stores import Store
 from greenroom.waits import Waits
@@ -38,6 +38,8 @@ THREAD_JOBS = 100
 #: A batch that gathers more than this while a COMMIT runs turns new submits away (BUSY).
 MAX_BATCH_JOBS = 20_000
 MAX_BATCH_BYTES = 64 * 2**20
+#: Log lines in a batch; beyond it reports get BUSY. Their statements take 30 ms of the thread that runs COMMIT.
+MAX_BATCH_LINES = 10_000
 #: Settles still have so much more room: they make work end. Then they get BUSY too.
 SETTLES_FACTOR = 2
 #: Answers that wait for a COMMIT take about so much; then further requests get BUSY at once.
@@ -102,7 +104,7 @@ class Budget:
 class Batch:
     """Rows of one transaction, and what leaves after it."""
 
-    __slots__ = ("dirty", "submissions", "damaged", "schedules", "pauses", "leaving", "held_bytes", "payload_bytes")
+    __slots__ = ("dirty", "submissions", "damaged", "schedules", "pauses", "lines", "first_lines", "leaving", "held_bytes", "payload_bytes")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
@@ -110,6 +112,8 @@ class Batch:
         self.damaged: list[Damaged] = []
         self.schedules: dict[str, StoredSchedule | None] = {}  # None: deleted
         self.pauses: dict[tuple[str, str], Pause | None] = {}
+        self.lines: list[LogLine] = []  # their jobs are among `dirty`
+        self.first_lines: dict[int, int] = {}
         # (peer, request id, answer), (peer, None, notice) or (None, None, function to call)
         self.leaving: list[tuple[Peer | None, int | None, object]] = []
         self.held_bytes = 0  # of `leaving`, roughly
@@ -188,6 +192,11 @@ class Batches:
         if effects.pauses:
             self._note_rows()
             self._gathering.pauses.update(effects.pauses)
+        if effects.lines:
+            self._gathering.lines += effects.lines
+            self._gathering.first_lines.update(effects.first_lines)
+            for peer, request_id, answer in self.waits.wrote(effects.lines):
+                self.hold(peer, request_id, answer)
         for notice in effects.notices:
             if notice.session.conn is not None:
                 self._leave(notice.session.conn, None, {"notice": notice.kind, "leases": notice.leases})
@@ -250,6 +259,11 @@ class Batches:
     def is_full(self) -> bool:
         """True while the gathering batch takes no more submits."""
         return len(self._gathering.dirty) >= MAX_BATCH_JOBS or self._gathering.payload_bytes >= MAX_BATCH_BYTES
+
+    @property
+    def takes_no_lines(self) -> bool:
+        """True while the gathering batch takes no more log lines."""
+        return self.is_full or len(self._gathering.lines) >= MAX_BATCH_LINES
 
     @property
     def is_overfull(self) -> bool:
@@ -368,6 +382,8 @@ class Batches:
             self.store.set_aside(batch.damaged)
         if batch.pauses:
             self.store.keep_pauses(batch.pauses)
+        if batch.lines:
+            self.store.add_lines(batch.lines, batch.first_lines)
 
     def apply_slice(self) -> bool:
         """Hand some of the rows to the store; returns True when it has all.

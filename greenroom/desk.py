@@ -263,7 +263,7 @@ class Desk:
         if present.payload is not None or not found.payload_bytes:
             return present
         found.state, found.worker, found.fence, found.attempt = present.state, present.worker, present.fence, present.attempt
-        found.started_at, found.cancel_requested = present.started_at, present.cancel_requested
+        found.started_at, found.cancel_requested, found.report = present.started_at, present.cancel_requested, present.report
         return found
 
     def check_room(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from greenroom.job import Job
-from greenroom.records import Damaged, Pause
+from greenroom.records import Damaged, LogLine, Pause
 
 if TYPE_CHECKING:
     from greenroom.lanes import Lane
@@ -43,10 +43,11 @@ class Effects:
         wants_scheduled: the window of scheduled jobs wants more. wants_expired: jobs may wait that should have begun by now.
         damaged: waiting jobs that the store must set aside.
         pauses: (kind, name) -> the pause that the store must keep; None: it is over.
+        lines: log lines of jobs. first_lines: job id -> number of its first line that is still kept.
     """
 
     __slots__ = ("dirty", "deliveries", "notices", "finished", "closes", "refills", "wants_scheduled", "wants_expired", "damaged",
-                 "pauses")
+                 "pauses", "lines", "first_lines")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
@@ -59,9 +60,11 @@ class Effects:
         self.wants_expired = False
         self.damaged: list[Damaged] = []
         self.pauses: dict[tuple[str, str], Pause | None] = {}
+        self.lines: list[LogLine] = []
+        self.first_lines: dict[int, int] = {}
 
     @property
     def is_unusual(self) -> bool:
         """True if anything is wished for but rows, deliveries and news of finished jobs."""
         return bool(self.notices or self.closes or self.refills or self.wants_scheduled or self.wants_expired or self.damaged
-                    or self.pauses)
+                    or self.pauses or self.lines)

@@ -20,6 +20,7 @@ from greenroom.expiry import LOOKS_APART_S
 from greenroom.groups import Group
 from greenroom.job import (CANCELLED, EXPIRED, FAILED, FINISHED_STATES, QUEUED, RETRYABLE_STATES, RUNNING, SCHEDULED, Job, JobOptions, NewJob,
                            State, move, rank_of)
+from greenroom.job_log import end_progress
 from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
 from greenroom.leases import damaged_error
 from greenroom.sessions import Parked, Session
@@ -264,6 +265,7 @@ class Engine(ControlRules):
         job.failures = job.crashes = 0
         job.failed_since = job.finished_at = job.run_at = job.expires_at = job.error = None
         job.cancel_requested = False
+        end_progress(job)
         if not job.lane.counts[job.state]:
             job.lane.counts[job.state] = 1  # the lane was forgotten, and its counts with it
         self._count_waiting(job, +1)

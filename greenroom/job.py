@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from greenroom.errors import InvalidError, TooLargeError
 
 if TYPE_CHECKING:
+    from greenroom.job_log import Report
     from greenroom.lanes import Lane
 
 #: Job ids, places and fences stay below this: a double, and so every JSON reader, holds them exactly.
@@ -103,7 +104,7 @@ class Job:
         "submitted_at", "run_at", "started_at", "finished_at", "worker", "fence", "attempt", "crashes", "requeues",
         "cancel_requested", "result", "result_bytes", "result_raw", "error", "lease", "late_fence",
         "stored_state", "stored_requeues", "stored_lease", "checkpoint", "rewrite", "damage",
-        "extras", "failures", "failed_since", "settled_fence", "expires_at", "runs",
+        "extras", "failures", "failed_since", "settled_fence", "expires_at", "runs", "report",
     )
 
     def __init__(self, job_id: int, queue: str, task: str, priority: int, payload: bytes | None, raw: bool,
@@ -147,6 +148,7 @@ class Job:
         self.settled_fence = 0  # fence under which a failure or a snooze was accepted last, 0: none
         self.expires_at: float | None = None  # not begun by then: expired
         self.runs: list[Run] | None = None  # runs that ended and are not on disk yet
+        self.report: Report | None = None  # what its runs told of themselves, None: nothing
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.queue}/{self.task} {self.state.label}>"

@@ -17,11 +17,12 @@ from greenroom.expiry import Expiry
 from greenroom.groups import Groups
 from greenroom.job import (CANCELLED, COMPLETED, EXPIRED, FAILED, QUEUED, RUNNING, SCHEDULED, STATES, Job, Run, State, move,
                            move_all)
+from greenroom.job_log import Report, end_progress, take_lines
 from greenroom.lanes import Lane, Window
 from greenroom.number_blocks import Numbers
 from greenroom.paces import Paces
 from greenroom.pauses import Pauses
-from greenroom.records import Lost, SettleItem, StoredLease
+from greenroom.records import Lost, ReportItem, SettleItem, StoredLease
 from greenroom.retries import next_try
 from greenroom.scheduled import Scheduled
 from greenroom.sessions import Lease, Session
@@ -334,6 +335,7 @@ class LeaseRules:
     def _put_off(self, job: Job, at: float) -> None:
         """End a lease; the job waits until a time, and has a new place then."""
         self._end_lease(job)
+        end_progress(job)
         job.run_at = at
         move(job, SCHEDULED)
         self._count_waiting(job, +1)
@@ -408,6 +410,25 @@ class LeaseRules:
             outcomes.append("OK")
         return outcomes
 
+    def report(self, items: list[ReportItem]) -> list[str | LeaseLostError]:
+        """Take how far runs are, and their log lines. What has no line is written with the job's next row only."""
+        outcomes: list[str | LeaseLostError] = []
+        for item in items:
+            job = self.jobs.get(item.job)
+            if job is None or job.lease is None or job.lease.fence != item.fence:
+                outcomes.append(LeaseLostError(f"job {item.job} is not held under fence {item.fence}"))
+                continue
+            if item.fraction is not None or item.text is not None:
+                job.report = (job.report or Report())._replace(fraction=item.fraction, text=item.text)
+            if item.lines:
+                first = job.report.first if job.report is not None else 1
+                self.effects.lines += take_lines(job, item.lines)
+                self.effects.dirty[job.id] = job
+                if job.report.first > first:
+                    self.effects.first_lines[job.id] = job.report.first
+            outcomes.append("OK")
+        return outcomes
+
     def _requeue(self, job: Job, now: float, reason: str) -> None:
         """End a lease without a result; the job goes back to its old place, or ends if it must.
 
@@ -431,6 +452,7 @@ class LeaseRules:
             self._finish(job, FAILED, now)
             return
         self._end_lease(job)
+        end_progress(job)
         lane = job.lane
         job.late_fence = job.fence if reason in ("lost", "expired") else 0
         self.requeued_by[reason] += 1

@@ -100,6 +100,26 @@ class Lost(NamedTuple):
     handed_out: bool  # True: the id was handed out once, so the job is pruned or was never used; False: never existed
 
 
+class LogLine(NamedTuple):
+    """A line of text that a run of a job wrote."""
+
+    job: int
+    seq: int  # 1, 2 … in the job, over all its runs
+    at: float  # by the worker's clock
+    attempt: int  # of the run
+    text: str
+
+
+class ReportItem(NamedTuple):
+    """One checked lease of a report."""
+
+    job: int
+    fence: int
+    fraction: float | None  # None with text None: nothing new of that
+    text: str | None
+    lines: list[tuple[float, str]]  # time by the worker's clock, text
+
+
 class SettleItem(NamedTuple):
     """One checked lease of a settle."""
 

@@ -95,6 +95,13 @@ def _is_delivery(value: object) -> bool:
             and isinstance(queue, str) and type(attempt) is int and type(priority) is int)
 
 
+def _is_line(value: object) -> bool:
+    if not isinstance(value, list) or len(value) < 4:
+        return False
+    seq, at, attempt, text = value[:4]
+    return _is_number(seq) and is_number(at) and type(attempt) is int and isinstance(text, str)
+
+
 def _is_lease(value: object) -> bool:
     try:
         check_lease(value)
@@ -114,11 +121,13 @@ REPLIES: dict[str, dict[str, Check]] = {
     "cancel": {"outcomes": _each(_is_outcome)},
     "retry": {"outcomes": _each(_is_outcome)},
     "runs": {"runs": _each(_is_map)},
+    "logs": {"lines": _each(_is_line), "next": _is_size, "finished": lambda value: type(value) is bool},
     "get": {"jobs": _each(_is_view)},
     "wait": {"jobs": _each(_is_view)},
     "reserve": {"jobs": _each(_is_delivery)},
     "settle": {"outcomes": _each(_is_outcome)},
     "heartbeat": {"lost": _are_leases, "cancel": _are_leases},
+    "report": {"outcomes": _each(_is_outcome)},
     "extend": {"outcomes": _each(_is_outcome)},
     "jobs": {"jobs": _each(_is_view), "next": _left_out_or(_is_number)},
     "queues": {"queues": _each(_is_map)},
@@ -141,4 +150,4 @@ REPLIES: dict[str, dict[str, Check]] = {
     "ping": {},
     "bye": {},
 }
-_ONE_EACH = frozenset({"submit", "cancel", "retry", "change", "get", "settle", "extend"})
+_ONE_EACH = frozenset({"submit", "cancel", "retry", "change", "get", "settle", "extend", "report"})

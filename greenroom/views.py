@@ -46,6 +46,8 @@ def view(job: Job, *, with_payload: bool = False, with_result: bool = False) -> 
     }
     if job.extras is not None:
         shown["options"] = {name: value for name, value in job.extras._asdict().items() if value != getattr(USUAL, name)}
+    if job.report is not None:
+        shown.update(job.report.shown())
     if job.damage is not None:
         shown["damaged"] = job.damage
     if with_payload:

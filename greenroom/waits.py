@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from greenroom.job import Job
+from greenroom.records import LogLine
 from greenroom.views import view
 
 #: Bytes of payloads, results and errors in one answer; the protocol says so.
@@ -31,6 +32,35 @@ class Wait:
         self.is_open = True
         self.ready: list[Job] = []
         self.deadline = 0.0
+
+    def answer(self, views: list[dict]) -> dict:
+        """Return what ends it, with as many as fit of the views of its jobs that are finished."""
+        return {"jobs": fitting(views)}
+
+
+class LinesWait(Wait):
+    """A `logs` that waits for lines of a job above a number, or for its end."""
+
+    __slots__ = ("after", "limit")
+
+    def __init__(self, peer: Any, request_id: int, job_id: int, after: int, limit: int) -> None:
+        super().__init__(peer, request_id, [job_id])
+        self.after = after
+        self.limit = limit
+
+    def answer(self, views: list[dict]) -> dict:
+        """Return an answer without lines; with a view, the job is finished."""
+        return lines_answer([], self.after, is_finished=bool(views))
+
+    def answer_with(self, lines: list[LogLine]) -> dict:
+        """Return an answer with new lines."""
+        return lines_answer(lines[:self.limit], self.after, is_finished=False)
+
+
+def lines_answer(lines: list[LogLine], after: int, *, is_finished: bool) -> dict:
+    """Return the answer of the verb `logs`; some lines between `after` and these may have been dropped."""
+    return {"lines": [[line.seq, line.at, line.attempt, line.text] for line in lines], "next": lines[-1].seq if lines else after,
+            "dropped": max(0, lines[0].seq - after - 1) if lines else 0, "finished": is_finished}
 
 
 class Waits:
@@ -76,7 +106,24 @@ class Waits:
         """End a wait; returns (peer, request id, answer) with as many of the views as fit."""
         if wait.is_open:
             self._forget(wait)
-        return wait.peer, wait.request_id, {"jobs": fitting(views)}
+        return wait.peer, wait.request_id, wait.answer(views)
+
+    def wrote(self, lines: list[LogLine]) -> list[tuple[Any, int, dict]]:
+        """Return (peer, request id, answer) for the waits that these log lines end."""
+        if not self._by_job:
+            return []
+        by_job: dict[int, list[LogLine]] = {}
+        for line in lines:
+            if line.job in self._by_job:
+                by_job.setdefault(line.job, []).append(line)
+        answers = []
+        for job_id, new in by_job.items():
+            for wait in list(self._by_job[job_id]):
+                above = [line for line in new if line.seq > wait.after] if isinstance(wait, LinesWait) and wait.is_open else []
+                if above:
+                    self._forget(wait)
+                    answers.append((wait.peer, wait.request_id, wait.answer_with(above)))
+        return answers
 
     def _forget(self, wait: Wait) -> None:
         self._end(wait)

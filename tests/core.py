@@ -16,11 +16,11 @@ from greenroom.errors import GreenroomError
 from greenroom.job import FINISHED_STATES, Extras, Job, JobOptions, NewJob, State
 from greenroom.lanes import Lane, Window
 from greenroom.leases import CHECKPOINT_AFTER_S, Caps, Timing
-from greenroom.records import Lost, Pause, SettleItem, StoredSchedule, Submission
+from greenroom.records import LogLine, Lost, Pause, ReportItem, SettleItem, StoredSchedule, Submission
 from greenroom.sessions import Lease, Parked, Session
 from greenroom.stores import Retention
 from greenroom.stores.memory import MemoryStore
-from greenroom.waits import Wait, Waits
+from greenroom.waits import LinesWait, Wait, Waits
 from tests.steering import Steering
 
 FINISHED_LABELS = frozenset(state.label for state in FINISHED_STATES)
@@ -37,8 +37,8 @@ class CrashStore(MemoryStore):
     """A memory store that forgets what was not committed when it crashes, and that nobody may touch during a COMMIT."""
 
     _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_schedules", "_next", "_runs",
-             "_expiring", "_keys", "_pauses")
-    _WITH_LISTS = ("_queued", "_counts", "_runs")
+             "_expiring", "_keys", "_pauses", "_lines")
+    _WITH_LISTS = ("_queued", "_counts", "_runs", "_lines")
 
     def __init__(self, retention: Retention = Retention()) -> None:
         super().__init__(retention)
@@ -83,6 +83,11 @@ class CrashStore(MemoryStore):
         self._touch("prune", writes=True)
         return super().prune(now, limit)
 
+    def add_lines(self, lines: list[LogLine], first_lines: dict[int, int]) -> None:
+        """See Store."""
+        self._touch("add_lines", writes=True)
+        super().add_lines(lines, first_lines)
+
     def take(self, queue: str, task: str, after_rank: int, limit: int) -> list[Job]:
         """See Store."""
         self._touch("take")
@@ -120,6 +125,7 @@ class CrashStore(MemoryStore):
             self.__dict__.update(self._saved)
             self._saved = None
         self._touched.clear()
+        self._touched_lines.clear()
 
     def committed(self, job_id: int) -> Job | None:
         """Return the job as a crash would leave it."""
@@ -312,6 +318,23 @@ class Peer(Steering):
         outcomes = self.core.engine.extend([(job_id, self.held[job_id])], seconds, self.core.now)
         self.core.batches.collect()
         return outcomes[0]
+
+    def report(self, job_id: int, fraction: float | None = None, text: str | None = None, *lines: str, fence: int | None = None) -> int:
+        """Tell how far a job is that this peer holds (or held under `fence`), and lines of its log."""
+        request_id = self._send("report", job_id)
+        core = self.core
+        core.engine.saw(self.session, core.now)
+        item = ReportItem(job_id, fence or self.held[job_id], fraction, text, [(core.now, line) for line in lines])
+        outcomes = core.engine.report([item])
+        core.batches.collect()
+        core.batches.hold(self, request_id, {"outcomes": outcomes})
+        return request_id
+
+    def follow(self, job_id: int, after: int = 0, *, limit: int = 1000, seconds: float = 60.0) -> int:
+        """Wait for lines of a job above a number; there is none yet."""
+        request_id = self._send("logs", job_id)
+        self.core.waits.add(LinesWait(self, request_id, job_id, after, limit), self.core.now + seconds)
+        return request_id
 
     def close(self, *, bye: bool = False) -> None:
         """End the connection."""

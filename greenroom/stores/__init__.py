@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from greenroom.errors import ConfigError
 from greenroom.job import Job, Run
-from greenroom.records import Damaged, LaneCounts, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.records import Damaged, LaneCounts, LogLine, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
 
 
 #: The outcome of a submit is remembered so long under the id its client gave it.
@@ -114,6 +114,13 @@ class Store(Protocol):
     def keep_pauses(self, pauses: dict[tuple[str, str], Pause | None]) -> None:
         """Keep these pauses, by (kind, name), in the open transaction; None: forget it. `open` returns those that are kept."""
 
+    def add_lines(self, lines: list[LogLine], first_lines: dict[int, int]) -> None:
+        """Record log lines of jobs, in the open transaction. Quick: the statements are left to `commit`; only readers see lines.
+
+        Args:
+            first_lines: job id -> lower bound; lines of these jobs below it, these or older ones, are deleted.
+        """
+
     def prune(self, now: float, limit: int) -> int:
         """Delete up to `limit` finished jobs that are beyond retention, and as many submissions older than 10 minutes.
 
@@ -146,6 +153,10 @@ class Reader(Protocol):
 
     def runs(self, job_id: int) -> list[Run]:
         """Return the latest 100 runs of a job that did not complete it, as committed, oldest first."""
+
+    def lines(self, job_id: int, after: int, limit: int) -> list[LogLine]:
+        """Return up to `limit` log lines of a job with numbers above `after`, in order, as committed. One that does not match its
+        checksum is left out."""
 
     def counts(self) -> list[LaneCounts]:
         """Return the counters of all lanes, as committed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 from greenroom.job import USUAL, Extras, Job
+from greenroom.job_log import Report
 
 #: What a job notes beside its options, and what it is when nothing happened.
 _NOTED = {"failures": 0, "failed_since": None, "settled_fence": 0, "expires_at": None}
@@ -15,10 +16,12 @@ _NOTED = {"failures": 0, "failed_since": None, "settled_fence": 0, "expires_at":
 
 def pack_extras(job: Job) -> str | None:
     """Return the text for the store, or None: the job has nothing of the kind."""
-    if job.extras is None and not job.settled_fence:
+    if job.extras is None and not job.settled_fence and job.report is None:
         return None
     values = {name: value for name, value in (job.extras or USUAL)._asdict().items() if value != getattr(USUAL, name)}
     values.update((name, getattr(job, name)) for name, nothing in _NOTED.items() if getattr(job, name) != nothing)
+    if job.report is not None:
+        values["report"] = job.report
     return json.dumps(values) if values else None
 
 
@@ -29,7 +32,17 @@ def take_extras(job: Job, text: str | None) -> None:
     values = json.loads(text)
     for name, nothing in _NOTED.items():
         setattr(job, name, values.pop(name, nothing))
+    report = values.pop("report", None)
+    job.report = None if report is None else Report(*report)
     for name, value in values.items():
         if isinstance(value, list):
             values[name] = tuple(value)
     job.extras = Extras(**values) if values else None
+
+
+def kept_line_bytes(text: str) -> int:
+    """Return how much the log lines of a job take at most, from what the store has; 0: it has none."""
+    try:
+        return Report(*json.loads(text).get("report", ())).kept_bytes
+    except (ValueError, TypeError, AttributeError):
+        return 1  # damaged: there may be some

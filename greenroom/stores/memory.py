@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
 from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, STATES, Job, Rewrite, Run, State
-from greenroom.records import Damaged, LaneCounts, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.records import Damaged, LaneCounts, LogLine, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.unique import Taken, taken_by
 
@@ -36,12 +36,15 @@ class MemoryStore:
         self._runs: dict[int, list[Run]] = {}  # job -> those that did not complete it, oldest first
         self._schedules: dict[str, StoredSchedule] = {}
         self._pauses: dict[tuple[str, str], Pause] = {}
+        self._lines: dict[int, list[LogLine]] = {}  # job -> in order, as applied
         self._next = {"job": 1, "fence": 1}
         self._touched: set[int] = set()  # jobs that differ from what readers see
+        self._touched_lines: set[int] = set()
         # What readers see; they may be on other threads.
         self._lock = threading.Lock()
         self._seen: dict[int, Job] = {}
         self._seen_ids: list[int] = []  # sorted
+        self._seen_lines: dict[int, list[LogLine]] = {}
         self._seen_counts: list[LaneCounts] = []
         self._seen_next = 1
 
@@ -117,6 +120,11 @@ class MemoryStore:
                     insort(self._seen_ids, job_id)
                 self._seen[job_id] = job
             self._touched.clear()
+            for job_id in self._touched_lines:
+                self._seen_lines.pop(job_id, None)
+                if job_id in self._lines:
+                    self._seen_lines[job_id] = self._lines[job_id][:]
+            self._touched_lines.clear()
             self._seen_counts = self._lane_counts()
             self._seen_next = self._next["job"]
 
@@ -173,6 +181,14 @@ class MemoryStore:
             if pause is not None:
                 self._pauses[key] = pause
 
+    def add_lines(self, lines: list[LogLine], first_lines: dict[int, int]) -> None:
+        """Take log lines in, and let go of older ones."""
+        for line in lines:
+            self._lines.setdefault(line.job, []).append(line)
+            self._touched_lines.add(line.job)
+        for job_id, first in first_lines.items():
+            self._lines[job_id] = [line for line in self._lines[job_id] if line.seq >= first]
+
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, oldest first; return how many rows went."""
         age_s, count = self._retention
@@ -184,6 +200,8 @@ class MemoryStore:
             gone.append(job_id)
             self._jobs.pop(job_id)
             self._runs.pop(job_id, None)
+            if self._lines.pop(job_id, None) is not None:
+                self._touched_lines.add(job_id)
             self._touched.add(job_id)
         del self._finished[:len(gone)]
         old = []
@@ -313,6 +331,11 @@ class MemoryReader:
         """Return the runs of a job that did not complete it, oldest first."""
         with self._store._lock:
             return self._store._runs.get(job_id, [])[-100:]
+
+    def lines(self, job_id: int, after: int, limit: int) -> list[LogLine]:
+        """Return up to `limit` log lines of a job with numbers above `after`."""
+        with self._store._lock:
+            return [line for line in self._store._seen_lines.get(job_id, ()) if line.seq > after][:limit]
 
     def counts(self) -> list[LaneCounts]:
         """Return the counters of all lanes, as committed."""

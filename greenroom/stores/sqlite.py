@@ -22,8 +22,9 @@ import apsw
 
 from greenroom.errors import StoreError
 from greenroom.job import SMALL_BYTES, Job, State
-from greenroom.records import Damaged, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.records import Damaged, LogLine, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
+from greenroom.stores.extras import kept_line_bytes
 from greenroom.stores.sqlite_check import check_at_start, counters, log_rest, pages, schema
 from greenroom.stores.sqlite_opening import (
     BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, OLDEST_SQLITE, check_header, check_version, lock, make_folder, migrate, sentence,
@@ -78,7 +79,8 @@ _CANCELLED = f"""SELECT {JOB_COLUMNS} FROM {JOBS_AND_LANES} WHERE jobs.cancel_re
 
 _LOOK = """SELECT count(*), max(id), min(CASE WHEN finished_at > :cutoff THEN finished_at END), total(finished_at <= :cutoff)
     FROM (SELECT id, finished_at FROM jobs WHERE id > :cursor ORDER BY id LIMIT :rows)"""
-_DUE = """SELECT id, finished_at, payload_bytes, result_bytes, attempt > 1 OR state != 4 OR crashes OR requeues FROM jobs NOT INDEXED
+_DUE = """SELECT id, finished_at, payload_bytes, result_bytes, attempt > 1 OR state != 4 OR crashes OR requeues, extras
+    FROM jobs NOT INDEXED
     WHERE id > ? AND id <= ? AND finished_at <= ? AND id NOT IN (SELECT job FROM damaged) ORDER BY id LIMIT ?"""
 
 _PAUSES = """SELECT kind, name, paused_at, until, reason, paused_by, sum FROM pauses ORDER BY paused_at, kind, name"""
@@ -185,10 +187,16 @@ class SqliteStore:
             self._begin()
             self._rows.write(self._db.execute)
 
+    def _write_lines(self) -> None:
+        if self._rows.has_lines:
+            self._begin()
+            self._rows.write_lines(self._db.execute)
+
     @_guarded
     def commit(self) -> None:
         """Make everything applied durable; returns after the fsync."""
         self._write()
+        self._write_lines()
         if self._db.in_transaction:
             self._db.execute("COMMIT")
             if self._log_pages >= CHECKPOINT_PAGES:
@@ -282,10 +290,15 @@ class SqliteStore:
             else:
                 self._db.execute(_KEEP_PAUSE, (*pause, record_sum(*pause)))
 
+    def add_lines(self, lines: list[LogLine], first_lines: dict[int, int]) -> None:
+        """Note log lines to write, and from which on they are kept."""
+        self._rows.add_lines(lines, first_lines)
+
     @_guarded
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, a slice a call; 0 when there is nothing more to do now."""
         self._write()
+        self._write_lines()
         return self._prune_submissions(now, limit) + self._prune_keys(now, limit) + self._prune_jobs(now, limit)
 
     def reader(self) -> SqliteReader:
@@ -478,9 +491,9 @@ class SqliteStore:
     def _delete_due(self, sweep: _Sweep, last: int, limit: int) -> bool:
         """Delete up to `limit` due jobs from the sweep's place to id `last`; True: stopped before, the cursor says where."""
         found = self._query(_DUE, (sweep.cursor, last, sweep.cutoff, limit))
-        gone, large_payloads, large_results, with_runs = [], [], [], []
+        gone, large_payloads, large_results, with_runs, with_lines = [], [], [], [], []
         large_bytes = 0
-        for job_id, finished_at, payload_bytes, result_bytes, may_have_runs in found:
+        for job_id, finished_at, payload_bytes, result_bytes, may_have_runs, extras in found:
             sweep.cursor = job_id
             if finished_at > sweep.age_cutoff and sweep.excess <= 0:
                 sweep.oldest = min(sweep.oldest, finished_at)
@@ -495,6 +508,10 @@ class SqliteStore:
             if result_bytes > SMALL_BYTES:
                 large_results.append((job_id,))
                 large_bytes += result_bytes
+            line_bytes = kept_line_bytes(extras) if extras is not None else 0
+            if line_bytes:
+                with_lines.append((job_id,))
+                large_bytes += line_bytes
             if large_bytes > PRUNE_BYTES:
                 break
         if gone:
@@ -503,6 +520,7 @@ class SqliteStore:
             self._db.executemany("DELETE FROM payloads WHERE job = ?", large_payloads)
             self._db.executemany("DELETE FROM results WHERE job = ?", large_results)
             self._db.executemany("DELETE FROM runs WHERE job = ?", with_runs)
+            self._db.executemany("DELETE FROM log_lines WHERE job = ?", with_lines)
             self._pruned += len(gone)
             self._set_number("pruned", self._pruned)
             self._rows.finished -= len(gone)

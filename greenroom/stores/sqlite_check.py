@@ -104,7 +104,8 @@ def numbers(query: Query) -> Iterator[str]:
 def sums(query: Query) -> Iterator[str]:
     """Check every row against its checksum."""
     for name, columns in (("lanes", "id, queue, task"), ("leases", "job, fence, instance, CAST(worker AS BLOB), granted_at"),
-                          ("runs", "job, attempt, worker, started_at, ended_at, outcome, error")):
+                          ("runs", "job, attempt, worker, started_at, ended_at, outcome, error"),
+                          ("log_lines", "job, seq, at, attempt, text")):
         if not _has(query, name):
             continue
         sum_of = run_sum if name == "runs" else record_sum

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from greenroom.errors import StoreError
 from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL, Job, Run, State
-from greenroom.records import LaneCounts, Lost, StoredSchedule
+from greenroom.records import LaneCounts, LogLine, Lost, StoredSchedule
 from greenroom.stores.extras import take_extras
 from greenroom.stores.sums import StructError, data_sum, record_sum, row_sum, run_sum, schedule_sum
 from greenroom.unique import Taken
@@ -44,6 +44,8 @@ IDS_PER_QUERY = 500
 #: The latest runs of a job that are shown.
 MOST_RUNS = 100
 _RUNS = "SELECT job, attempt, worker, started_at, ended_at, outcome, error, sum FROM runs WHERE job = ? ORDER BY attempt DESC LIMIT ?"
+
+_LINES = "SELECT job, seq, at, attempt, CAST(text AS BLOB), sum FROM log_lines WHERE job = ? AND seq > ? ORDER BY seq LIMIT ?"
 
 _STATES = {int(state): state for state in State}
 
@@ -231,6 +233,12 @@ class SqliteReader:
             if expected == run_sum(*values, error):
                 found.append(Run(*values[1:], None if error is None else json.loads(error)))
         return found[::-1]
+
+    def lines(self, job_id: int, after: int, limit: int) -> list[LogLine]:
+        """Return up to `limit` log lines of a job with numbers above `after`; one that does not match its checksum is left out."""
+        rows = self._query(_LINES, (job_id, after, limit))
+        lines = ((LogLine(*values, text.decode("utf-8", "replace")), expected) for *values, text, expected in rows)
+        return [line for line, expected in lines if expected == record_sum(*line)]
 
     def counts(self) -> list[LaneCounts]:
         """Return the counters of all lanes, as committed."""

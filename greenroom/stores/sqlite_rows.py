@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 
 from greenroom.job import COMPLETED, QUEUED, RUNNING, SMALL_BYTES, STATES, Job
-from greenroom.records import StoredSchedule, Submission
+from greenroom.records import LogLine, StoredSchedule, Submission
 from greenroom.stores.extras import pack_extras
 from greenroom.stores.sums import data_sum, lane_seed, record_sum, row_sum, row_sum_of_new, run_sum, schedule_sum
 from greenroom.unique import taken_by
@@ -63,10 +63,17 @@ class Rows:
         self.lanes: dict[tuple[str, str], int] = {}
         self.last_lane = 0
         self.finished = 0
+        self._lines: list[LogLine] = []
+        self._first_lines: dict[int, int] = {}  # job -> lines below go
         self.clear()
 
+    @property
+    def has_lines(self) -> bool:
+        """True if there are log lines to write."""
+        return bool(self._lines)
+
     def clear(self) -> None:
-        """Forget what is not written."""
+        """Forget what is not written, but for log lines."""
         self.count = 0
         self._new_lanes: list[object] = []
         self._inserts: list[object] = []  # the rows' values, one after the other
@@ -164,7 +171,7 @@ class Rows:
                 self._results += (job.id, result)
                 result = None
         error = None if job.error is None else json.dumps(job.error)
-        extras = pack_extras(job) if job.extras is not None or job.settled_fence else None
+        extras = pack_extras(job) if job.extras is not None or job.settled_fence or job.report is not None else None
         self._updates[job.id] = (
             recorded, job.finished_at, job.worker, job.rank, job.priority, job.place, job.cancel_requested, job.run_at,
             job.started_at, job.fence, job.attempt, job.crashes, job.requeues, job.result_bytes, job.result_raw, result, error,
@@ -228,6 +235,11 @@ class Rows:
         """Take schedules as they are now; None: there is none of that name any more."""
         self._schedules.update(changes)
 
+    def add_lines(self, lines: Iterable[LogLine], first_lines: dict[int, int]) -> None:
+        """Take log lines, and from which on they are kept."""
+        self._lines += lines
+        self._first_lines.update(first_lines)
+
     # -- writing ------------------------------------------------------------------------------------------------------------
 
     def write(self, execute: Execute) -> None:
@@ -270,6 +282,16 @@ class Rows:
             paused_at, reason, sum) VALUES """, 12, "", list(chain.from_iterable(rows)), heavy=2)
         gone = [name for name, schedule in self._schedules.items() if schedule is None]
         _write(execute, "DELETE FROM schedules WHERE name IN (VALUES ", 1, ")", gone)
+
+    def write_lines(self, execute: Execute) -> None:
+        """Write the log lines, which nobody reads before the COMMIT. Their sums are made here too, off the hub."""
+        lines, first_lines = self._lines, self._first_lines
+        self._lines, self._first_lines = [], {}
+        for begin in range(0, len(lines), MOST_ROWS):
+            values = [value for line in lines[begin:begin + MOST_ROWS] for value in (*line, record_sum(*line))]
+            _write(execute, "INSERT OR REPLACE INTO log_lines (job, seq, at, attempt, text, sum) VALUES ", 6, "", values, heavy=4)
+        for job_id, first in first_lines.items():
+            execute("DELETE FROM log_lines WHERE job = ? AND seq < ?", (job_id, first))
 
 
 def _write(execute: Execute, begin: str, columns: int, end: str, values: list[object], *, heavy: int | None = None) -> None:

@@ -157,7 +157,7 @@ class SimConversation(Conversation):
             return
         self.sent[message["id"]] = message
         verb = message["verb"]
-        if verb in ("hello", "reserve", "settle", "heartbeat", "extend"):
+        if verb in ("hello", "reserve", "settle", "heartbeat", "report", "extend"):
             self.heard_at = house.now
         self.beats += verb == "heartbeat"
         house.history.handling(self, message)

@@ -14,7 +14,7 @@ from tests.simulation.world import Violation, World
 from tests.stores.power_vfs import PowerDisk, Replay, lay_out
 from greenroom.errors import StoreError
 from greenroom.job import Job, State
-from greenroom.records import Lost, Pause, Restored, StoredSchedule, Submission
+from greenroom.records import LogLine, Lost, Pause, Restored, StoredSchedule, Submission
 from greenroom.stores import Retention
 from greenroom.stores.sqlite import SqliteStore
 from greenroom.stores.sqlite_reader import schedules
@@ -23,7 +23,7 @@ from greenroom.stores.sqlite_reader import schedules
 NOTES = ("stored_state", "stored_requeues", "stored_lease", "result_bytes", "rewrite")
 COMPARED = ("id", "queue", "task", "priority", "place", "rank", "state", "payload", "payload_bytes", "raw", "submitted_at",
             "run_at", "started_at", "finished_at", "worker", "fence", "attempt", "crashes", "requeues", "cancel_requested",
-            "result", "result_bytes", "result_raw", "error", "stored_state", "stored_requeues")
+            "result", "result_bytes", "result_raw", "error", "stored_state", "stored_requeues", "report")
 
 
 KEPT = ("state", "fence", "requeues", "crashes", "cancel_requested", "place", "priority", "queue", "run_at")
@@ -113,6 +113,11 @@ class TwinStore(SimStore):
         super().apply(jobs, submissions)
         _same("notes", left, [[getattr(job, name) for name in NOTES] for job in jobs])
 
+    def add_lines(self, lines: list[LogLine], first_lines: dict[int, int]) -> None:
+        """See Store."""
+        self._real.add_lines(lines, first_lines)
+        super().add_lines(lines, first_lines)
+
     def commit(self) -> None:
         """See Store."""
         fails = self.fail_commit
@@ -201,7 +206,8 @@ class TwinStore(SimStore):
     def _contents(self) -> list[object]:
         leases = sorted((job_id, lease[0]) for job_id, lease in self._leases.items())
         return [{job.id: _row(job) for job in self._jobs.values()}, leases, self._next["job"], self._next["fence"],
-                len(self._submissions), [self._schedules[name] for name in sorted(self._schedules)], sorted(self._pauses)]
+                len(self._submissions), [self._schedules[name] for name in sorted(self._schedules)], sorted(self._pauses),
+                sorted(line for lines in self._lines.values() for line in lines)]
 
     def shut(self) -> None:
         """Close in order."""
@@ -235,7 +241,8 @@ def _contents(store: SqliteStore, ids: list[int]) -> list[object]:
     numbers = dict(store._query("SELECT name, value FROM meta WHERE name IN ('next_job', 'next_fence')", ()))
     return [rows, store._query("SELECT job, fence FROM leases ORDER BY job", ()), numbers["next_job"], numbers["next_fence"],
             store._query("SELECT count(*) FROM submissions", ())[0][0], schedules(store._query),
-            store._query("SELECT kind, name FROM pauses ORDER BY kind, name", ())]
+            store._query("SELECT kind, name FROM pauses ORDER BY kind, name", ()),
+            store._query("SELECT job, seq, at, attempt, text FROM log_lines ORDER BY job, seq", ())]
 
 
 def _row(job: Job, names: tuple[str, ...] = KEPT) -> list[object]:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS: list[list[str]] = [
     ["errors", "clock", "needs", "own_process"],
     ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "retries", "expiry", "unique", "distributions", "tally",
-     "pauses", "paces", "schedule_limits", "recurrence"],
+     "pauses", "paces", "schedule_limits", "recurrence", "job_log"],
     ["groups", "sessions", "effects", "leases", "controls", "engine", "gates", "views", "waits", "submit_options", "default_client", "task_outcomes",
      "task_functions", "tasks", "schedules"],
     ["stores.*", "logs", "tables"],
@@ -23,7 +23,7 @@ LEVELS: list[list[str]] = [
     ["config", "tls", "tls_pipe", "endpoint", "batches", "pool_child", "pools", "replies", "link", "stream", "accepts", "backups"],
     ["desk", "dispatch", "schedule_runs", "checkup", "client", "client_cli", "client_cli_schedules", "client_backup", "client_demo",
      "client_jobs", "client_schedules", "client_submits", "client_waits", "client_controls", "client_control_cli"],
-    ["figures", "metrics", "verb_parts", "control_verbs", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
+    ["figures", "metrics", "verb_parts", "control_verbs", "log_verbs", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
     ["worker", "broker", "demo", "testing", "testing_broker", "pytest_plugin"],
     ["run"],
 ]

@@ -58,6 +58,11 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "runs_reply": ("S: one so far", {"id": 20, "runs": [{"attempt": 1, "worker": "w1", "started_at": 1795560406.0,
                    "ended_at": 1795560406.5, "outcome": "failed", "error": {"name": "ValueError", "message": "no such file",
                                                                             "traceback": ""}}]}),
+    "report": ("C: how far a job is, and two lines of its log", {"verb": "report", "id": 21, "leases": [
+               [7, 12, 0.25, "page 1 of 4", [[1795560406.5, "page 1"], [1795560406.75, "page 2"]]], [9, 13, None, None, []]]}),
+    "report_reply": ("S:", {"id": 21, "outcomes": ["OK", {"code": "LEASE_LOST", "message": "job 9 is not held under fence 13"}]}),
+    "logs": ("C: what follows line 1, or comes within 30 s", {"verb": "logs", "id": 22, "job": 7, "after": 1, "wait": 30}),
+    "logs_reply": ("S: a line", {"id": 22, "lines": [[2, 1795560406.75, 1, "page 2"]], "next": 2, "dropped": 0, "finished": False}),
     "get": ("C:", {"verb": "get", "id": 4, "jobs": [7]}),
     "get_reply": ("S: a view", {"id": 4, "jobs": [VIEW]}),
     "wait": ("C:", {"verb": "wait", "id": 5, "jobs": [7, 8], "wait": 30}),
