@@ -24,6 +24,7 @@ from greenroom.webui.live import Live
 log = logging.getLogger(__name__)
 
 MAX_PAGE = 200
+MAX_LINES = 1000
 SUBMIT_FIELDS = tuple(name for name in OPTIONS if name != "encoding")
 CHANGE_FIELDS = ("priority", "queue", "delay", "run_at", "payload")
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -57,6 +58,7 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/pauses", api.pauses)
     route("/api/pause", api.pause, "POST")
     route("/api/resume", api.resume, "POST")
+    route("/api/jobs/<number>/logs", api.logs)
     route("/api/security", api.security)
     route("/api/events", lambda: _events(live))
     route("/healthz", lambda: {"status": "ok"})
@@ -187,6 +189,16 @@ class _Api:
         _no_query()
         return {"runs": self._call("runs", {"job": _integer("id", number, NUMBER_LIMIT - 1)})["runs"]}
 
+    def logs(self, number: str) -> dict:
+        fields: dict[str, object] = {"limit": MAX_LINES, **_query("after", "limit")}
+        job_id = _integer("id", number, NUMBER_LIMIT - 1)
+        fields["limit"] = _integer("limit", fields["limit"], MAX_LINES)
+        if "after" in fields:
+            fields["after"] = _integer("after", fields["after"], NUMBER_LIMIT - 1, least=0)
+        reply = self._call("logs", {"job": job_id, **fields})
+        return {"lines": [dict(zip(("seq", "at", "attempt", "text"), line)) for line in reply["lines"]],
+                **{name: reply[name] for name in ("next", "dropped", "finished")}}
+
     def change(self, number: str) -> dict:
         job_id = _integer("id", number, NUMBER_LIMIT - 1)
         change = shapes.job_fields(_body(*CHANGE_FIELDS), CHANGE_FIELDS)
@@ -271,9 +283,9 @@ def _no_query() -> None:
     _query()
 
 
-def _integer(name: str, text: str | int, limit: int) -> int:
-    if not re.fullmatch(r"[0-9]{1,16}", str(text)) or not 1 <= int(text) <= limit:
-        raise Refused("INVALID", f"{name} must be an integer from 1 to {limit}", field=name)
+def _integer(name: str, text: str | int, limit: int, *, least: int = 1) -> int:
+    if not re.fullmatch(r"[0-9]{1,16}", str(text)) or not least <= int(text) <= limit:
+        raise Refused("INVALID", f"{name} must be an integer from {least} to {limit}", field=name)
     return int(text)
 
 

@@ -124,6 +124,30 @@ def hostile_text_stays_text(visit: Visit) -> None:
     assert page.evaluate("[window.violated, window.pwned]") == [None, None]
 
 
+def progress_and_log_lines_are_live(visit: Visit) -> None:
+    page, text = visit.page, visit.facts["text"]
+    page.add_init_script("document.addEventListener('securitypolicyviolation', (e) => { window.violated = e.violatedDirective; });")
+    visit.open()
+    page.click(f"tr[data-job='{visit.facts['job']}'] button")
+    bar_is = "(value) => document.querySelector('.sheet progress')?.value === value"
+
+    page.wait_for_function(bar_is, arg=0.25)
+    page.wait_for_selector(".sheet .lines div:has-text('line one')")
+    assert text in page.text_content(".sheet .progress") and text in page.text_content(".sheet .lines")
+    visit.ask_test("more")
+    page.wait_for_function(bar_is, arg=0.75)
+    page.wait_for_selector(".sheet .lines div:has-text('line two')")
+    assert page.evaluate("(([box]) => box.scrollTop + box.clientHeight >= box.scrollHeight - 2)(document.querySelectorAll('.sheet .lines'))")
+    visit.ask_test("finish")
+    page.wait_for_selector(".sheet .s-completed")
+    page.wait_for_selector(".sheet .lines div:has-text('line three')")
+
+    assert page.locator(".sheet progress").count() == 0 and page.locator(".sheet .facts dd:has-text('75 %')").count() == 1
+    assert page.locator(".sheet .lines div").count() == visit.facts["lines"]
+    assert page.locator("#app img:not([src^='/static/']), #app script, #app iframe, #app a").count() == 0
+    assert page.evaluate("[window.violated, window.pwned]") == [None, None]
+
+
 def the_page_recovers_after_a_restart(visit: Visit) -> None:
     page = visit.page
     visit.open()
@@ -319,7 +343,7 @@ def without_a_worker_the_page_says_how_to_start_one(visit: Visit) -> None:
 
 WINDOWS = {nothing_scrolls_sideways_on_a_phone: (360, 800)}
 SCENARIOS: dict[str, Callable[[Visit], None]] = {scenario.__name__: scenario for scenario in (
-    submit_from_the_form_and_watch_it, results_are_exact, hostile_text_stays_text, the_page_recovers_after_a_restart,
+    submit_from_the_form_and_watch_it, results_are_exact, hostile_text_stays_text, progress_and_log_lines_are_live, the_page_recovers_after_a_restart,
     without_events_the_page_polls_and_comes_back, everything_fits_1440_by_900, nothing_scrolls_sideways_on_a_phone,
     the_broker_itself_is_watched, text_has_contrast_in_both_themes, the_keyboard_is_enough, wrong_input_is_told_at_its_field,
     without_a_worker_the_page_says_how_to_start_one)}

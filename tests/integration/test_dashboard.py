@@ -113,6 +113,24 @@ def test_hostile_text_in_every_field_stays_text(broker: object, start_worker: ob
     run_scenario(broker, "hostile_text_stays_text", {"jobs": jobs, "text": "window.pwned=2"})
 
 
+def test_progress_and_log_lines_are_live_and_stay_text(broker: object) -> None:
+    worker = broker.connect(role="worker")
+    job = submit(broker, "t", {})
+    [[_, fence, *_]] = worker.call("reserve", n=1, wait=5)["jobs"]
+
+    def say(fraction: float | None, *lines: str) -> None:
+        text = None if fraction is None else EVIL[:150]
+        assert worker.call("report", leases=[[job, fence, fraction, text, [[1000.0, line] for line in lines]]])["outcomes"] == ["OK"]
+
+    def finish() -> None:
+        say(None, "line three")
+        worker.call("settle", leases=[[job, fence, "ack"]])
+
+    say(0.25, "line one", EVIL)
+    run_scenario(broker, "progress_and_log_lines_are_live", {"job": job, "text": "window.pwned=2", "lines": 54}, actions={
+        "more": lambda: say(0.75, *map(str, range(50)), "line two"), "finish": finish})
+
+
 def test_the_page_recovers_after_a_restart(broker: object, start_worker: object) -> None:
     start_worker()
 

@@ -232,3 +232,28 @@ def test_a_job_survives_a_kill_with_its_payload(broker: object, start_worker: ob
     start_worker()
 
     assert wait_for_job(broker, number, "completed")["result"] == {"preview": FIBONACCI_100}
+
+
+def test_a_running_job_shows_its_progress_and_its_log(broker: object) -> None:
+    worker = broker.connect(role="worker")
+    job = submit(broker, "t")
+    [[_, fence, *_]] = worker.call("reserve", n=1, wait=5)["jobs"]
+    worker.call("report", leases=[[job, fence, 0.5, "half", [[1.5, "<b>one</b>"], [2, "two"]]]])
+
+    status, shown = broker.get(f"/api/jobs/{job}")
+    assert (status, shown["job"]["progress"], shown["job"]["progress_text"]) == (200, 0.5, "half")
+    assert broker.get(f"/api/jobs/{job}/logs?after=0&limit=1") == (200, {
+        "lines": [{"seq": 1, "at": 1.5, "attempt": 1, "text": "<b>one</b>"}], "next": 1, "dropped": 0, "finished": False})
+    assert [line["text"] for line in broker.get(f"/api/jobs/{job}/logs?after=1")[1]["lines"]] == ["two"]
+
+
+@pytest.mark.parametrize(("query", "status", "field"), [
+    ("after=-1", 400, "after"), ("after=x", 400, "after"), ("limit=0", 400, "limit"), ("limit=1001", 400, "limit"), ("wait=1", 400, "wait")])
+def test_a_bad_query_of_a_log_is_refused_by_name(broker: object, query: str, status: int, field: str) -> None:
+    answer = broker.get(f"/api/jobs/1/logs?{query}")
+
+    assert (answer[0], answer[1]["error"]["field"]) == (status, field)
+
+
+def test_a_job_that_is_not_there_has_no_log(broker: object) -> None:
+    assert broker.get("/api/jobs/999999999/logs")[0] == 404

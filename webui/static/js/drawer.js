@@ -1,12 +1,13 @@
-// The job drawer: everything about one job, and its cancel button.
+// The job drawer: everything about one job, live while it runs, and its buttons.
 
 import { useEffect, useRef, useState } from "../vendor/preact-hooks.js";
-import { count, exact, length, shownBlock, visible } from "./format.js";
+import { clock, count, exact, length, share, shownBlock, visible } from "./format.js";
 import { api, post } from "./live.js";
 import { beat, openJob, stats } from "./state.js";
 import { Icon, JobBadges, Priority, When, html } from "./ui.js";
 
 const RETRYABLE = ["failed", "cancelled", "expired"];
+const LINES = 1000; // the broker keeps no more either
 const FINISHED = ["completed", "failed", "cancelled", "expired"];
 
 /** The job {id, job?, refusal?}, asked for when opened and with all news until it is finished. */
@@ -69,12 +70,39 @@ function Details({ job, reopenJob }) {
       ${RETRYABLE.includes(job.state) && html`<button type="button" onClick=${retry}>Retry job</button>`}</div>
     <p role="status" class="said">${said}</p>
     <${WhyWaiting} job=${job} />
+    ${job.state === "running" && gotTo(job) && html`<p class="progress"><progress max="1" value=${job.progress} aria-label="Progress"></progress> <bdi>${gotTo(job)}</bdi></p>`}
     <${Facts} job=${job} />
+    <${Log} job=${job} />
     <${Runs} job=${job} />
     ${job.error && html`<h3>Error</h3><p class="error"><b><bdi>${visible(job.error.name)}</bdi></b> <bdi>${visible(job.error.message)}</bdi></p>
       ${job.error.traceback && html`<pre class="block" tabindex="0" aria-label="Traceback">${visible(job.error.traceback)}</pre>`}`}
     ${job.state === "completed" && html`<${Block} title="Result" shown=${job.result} bytes=${job.result_bytes} />`}
     <${Block} title="Payload" shown=${job.payload} bytes=${job.payload_bytes} />`;
+}
+
+/** "25 % · page 1 of 4", or nothing. */
+const gotTo = (job) => [typeof job.progress === "number" && share(job.progress, 1), job.progress_text && visible(job.progress_text)].filter(Boolean).join(" · ");
+
+/** What the runs of the job wrote to its log, as it comes; it stays at its end unless somebody scrolled up. */
+function Log({ job }) {
+  const [log, setLog] = useState({ lines: [], next: 0, dropped: 0, finished: false });
+  const box = useRef(null);
+  const isAtEnd = useRef(true);
+  useEffect(() => {
+    if (log.finished || !job.attempt) return undefined;
+    let wanted = true;
+    api(`/api/jobs/${job.id}/logs?after=${log.next}`).then((answer) => {
+      if (!wanted || !(answer.lines.length || answer.finished)) return;
+      setLog({ ...answer, dropped: log.dropped + answer.dropped, lines: [...log.lines, ...answer.lines].slice(-LINES) });
+    }, () => {});
+    return () => { wanted = false; };
+  }, [job.id, job.state, log.next, log.finished, beat.value]);
+  useEffect(() => { if (box.current && isAtEnd.current) box.current.scrollTop = box.current.scrollHeight; }, [log.next]);
+  if (!log.lines.length) return null;
+  const note = ({ target }) => { isAtEnd.current = target.scrollHeight - target.scrollTop - target.clientHeight < 24; };
+  return html`<h3>Log ${log.dropped > 0 && html`<span class="muted">${count(log.dropped)} older lines are not kept</span>`}</h3>
+    <div class="block lines" ref=${box} tabindex="0" role="log" aria-label="Log" onScroll=${note}>${log.lines.map((line) =>
+      html`<div key=${line.seq}><time title=${`attempt ${line.attempt}`}>${clock(line.at)}</time> ${visible(line.text)}</div>`)}</div>`;
 }
 
 function WhyWaiting({ job }) {
@@ -95,6 +123,7 @@ function Facts({ job }) {
     ["Finished", html`<${Moment} at=${job.finished_at} />`],
     job.started_at && ["Waited", length(job.started_at - Math.max(job.submitted_at, job.run_at || 0))],
     ran && ["Ran", length(job.finished_at - job.started_at)],
+    job.state !== "running" && gotTo(job) && ["Got to", html`<bdi>${gotTo(job)}</bdi>`],
     ["Attempts", `${count(job.attempt)}, of them failed ${count(job.failures)}, lost ${count(job.crashes)}`],
     ["Requeued", `${count(job.requeues)} ${job.requeues === 1 ? "time" : "times"}`],
     ["Encoding", job.encoding],

@@ -42,6 +42,12 @@ export function exact(at) {
   return `${date.toLocaleString()} · ${date.toISOString()}`;
 }
 
+/** Seconds since 1970 -> local time of day, "09:31:07.250". */
+export function clock(at) {
+  const date = new Date(at * 1000);
+  return [date.getHours(), date.getMinutes(), date.getSeconds()].map((n) => String(n).padStart(2, "0")).join(":") + `.${String(date.getMilliseconds()).padStart(3, "0")}`;
+}
+
 /** Seconds since 1970 -> "2027-11-22". */
 export const day = (at) => new Date(at * 1000).toISOString().slice(0, 10);
 
