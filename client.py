@@ -21,6 +21,7 @@ from greenroom import __version__
 from greenroom.client_backup import Backup, Progress, fetch_backup
 from greenroom.client_controls import Controls
 from greenroom.client_jobs import pack_payload, wire_job
+from greenroom.client_logs import MOST_WAIT_S, read_lines
 from greenroom.client_schedules import ScheduleCalls
 from greenroom.client_submits import RESEND_S, Submits
 from greenroom.client_waits import SharedWaits
@@ -280,6 +281,19 @@ class Client(Controls, ScheduleCalls):
     def runs(self, job_id: int) -> list[dict]:
         """Return the runs of a job that ended without completing it, oldest first (docs/protocol_v1.md, `runs`)."""
         return self._call({"verb": "runs", "job": job_id})["runs"]
+
+    def logs(self, job_id: int, *, after: int = 0, follow: bool = False) -> Iterator[dict]:
+        """Yield the lines of a job's log: maps `seq`, `at` (seconds since 1970), `attempt`, `text` (docs/protocol_v1.md, `logs`).
+
+        Args:
+            after: only lines with a higher `seq`.
+            follow: wait for more, at the broker, until the job is finished.
+
+        Raises:
+            NotFoundError, GoneError: the broker does not have the job, or not any more.
+            ConnectError: the broker was away for longer than the client's timeout.
+        """
+        return read_lines(self._call, job_id, after, wait_s=min(MOST_WAIT_S, self.timeout / 2) if follow else 0.0)
 
     def jobs(self, *, state: str | None = None, queue: str | None = None, task: str | None = None, worker: str | None = None,
              limit: int | None = None, payload: bool = False) -> Iterator[dict]:

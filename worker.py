@@ -32,6 +32,7 @@ from greenroom.link import Answer, Backoff, Link, Waker
 from greenroom.look_ahead import LookAhead
 from greenroom.pools import Outcome, Pool, ProcessPool, RunItem, ThreadPool
 from greenroom.protocol import DEFAULT_LIMITS, HELLO_FRAME_BYTES, VERSION, encode_frame
+from greenroom.report_sender import ReportSender
 from greenroom.tables import escape
 from greenroom.tasks import BUILTINS, Registry, default_registry, load_tasks
 
@@ -108,6 +109,8 @@ class Worker:
         self._connect_timeout_s = connect_timeout_s
         self._pool = make_pool(self._on_outcome)
         self._waker = Waker()
+        self._pool.reports.on_news = self._waker.wake
+        self._reports = ReportSender(self._pool.reports, is_held=lambda lease: lease in self._held)
         self._instance = os.urandom(16)
         self._drains_asked = 0  # by signals; written by their handlers, read by run
         self._have_tasks_changed = False
@@ -281,10 +284,11 @@ class Worker:
             self._drain_step(now)
             if self._is_done:
                 return 0.0
+        self._reports.send(self._link, now, before_settle=bool(self._unsettled) and not self._is_settling)
         self._settle(now)
         self._beat(now)
         self._ask_for_jobs(now)
-        due = [self._beat_at, self._settle_after, self._reserve_after]
+        due = [self._beat_at, self._settle_after, self._reserve_after, self._reports.due_at]
         if self._drain_until is not None:
             due.append(self._drain_until)
         if self._reserve is not None and self._wanted() > self._reserve.n:

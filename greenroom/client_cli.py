@@ -58,6 +58,15 @@ class Output:
             cells = [[read(item) for read in columns.values()] for item in items]
             self._write(tables.render(list(columns), cells, width=width, styles=self._styles()))
 
+    def lines(self, items: Iterable[dict], text: Callable[[dict], str]) -> None:
+        """Print a list of things as they come: a text each on a terminal, else one JSON object a line."""
+        form = self.form or ("table" if self._is_terminal else "jsonl")
+        if form == "json":
+            self._write(tables.dump(list(items), indent=2))
+            return
+        for item in items:
+            self._write(tables.dump(item) if form == "jsonl" else tables.escape(text(item)))
+
     def one(self, item: dict, text: str | None = None) -> None:
         """Print a single thing: `text` (empty: nothing), or its fields, on a terminal, else JSON."""
         form = self.form or ("table" if self._is_terminal else "json")
@@ -180,6 +189,9 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("queue", "task"):
         retry.add_argument(f"--{name}", metavar="NAME")
     command("runs", do_runs, "show the runs of a job that did not complete it").add_argument("id", metavar="ID", type=job_id)
+    logs = command("logs", do_logs, "show what a job wrote to its log")
+    logs.add_argument("id", metavar="ID", type=job_id)
+    logs.add_argument("-f", "--follow", action="store_true", help="wait for more until the job is finished")
     jobs = command("jobs", do_jobs, "list jobs, newest first")
     jobs.add_argument("--state", choices=list(STATE_BY_LABEL))
     for name in ("queue", "task", "worker"):
@@ -299,6 +311,12 @@ def do_runs(client: Client, args: argparse.Namespace, output: Output) -> int:
         "attempt": lambda run: run["attempt"], "outcome": lambda run: run["outcome"], "worker": lambda run: run["worker"],
         "started": lambda run: tables.moment(run["started_at"]), "ran": _length,
         "error": lambda run: f"{run['error']['name']}: {run['error']['message']}" if run["error"] else ""})
+    return DONE
+
+
+def do_logs(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`logs`: print the lines of a job's log, with -f as they come."""
+    output.lines(client.logs(args.id, follow=args.follow), lambda line: f"{tables.clock_time(line['at'])}  {line['text']}")
     return DONE
 
 

@@ -10,12 +10,16 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+import time
 
 from greenroom.errors import ConfigError
 from greenroom.pools import PIPE_FRAME_LIMIT, Run, RunItem, execute
 from greenroom.protocol import FrameReader, encode_frame
+from greenroom.run_reports import ReportBox
 from greenroom.tasks import default_registry, load_tasks
+
+# Reports gather for so long, so that a task that says much costs few frames.
+REPORT_PAUSE_S = 0.1
 
 # How long a task may go on after the parent is gone: its result can reach nobody any more.
 ORPHAN_S = 2.0
@@ -37,28 +41,75 @@ def main(options: dict) -> None:
         _send(out_fd, {"failed": str(exc)})
         sys.exit(2)
     _send(out_fd, {"ready": os.getpid()})
-    inbox = Inbox(in_fd)
+    outbox = Outbox(out_fd)
+    inbox = Inbox(in_fd, outbox.reports)
     threading.Thread(target=inbox.read, name="greenroom-pipe", daemon=True).start()
     try:
-        serve(inbox, lambda message: _send(out_fd, message), max_result=options["max_result"])
+        serve(inbox, outbox, max_result=options["max_result"])
     except BrokenPipeError:
         sys.exit(1)  # the parent is gone, so nobody waits for this result
 
 
-def serve(inbox: Inbox, send: Callable[[dict], None], *, max_result: int) -> None:
+def serve(inbox: Inbox, outbox: Outbox, *, max_result: int) -> None:
     """Run what arrives, one after the other, until the parent is gone."""
     while (run := inbox.next()) is not None:
-        send({"begun": list(run.key)})
+        outbox.send({"begun": list(run.key)})
         outcome = execute(default_registry, run.item, run.context, max_result=max_result)
         inbox.current = None
-        send(outcome._asdict())
+        outbox.send_reports()
+        outbox.send(outcome._asdict())
+
+
+class Outbox:
+    """Writes to the pipe, from the main thread and, once a task has reported anything, from one that sends reports.
+
+    Attributes:
+        reports: what the task says of itself.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()  # frames must not mix; held while the parent does not read, and it always does
+        self._has_news = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.reports = ReportBox()
+        self.reports.on_news = self._note_news
+
+    def send(self, message: dict) -> None:
+        """Write a frame. Raises BrokenPipeError when the parent is gone."""
+        with self._lock:
+            _send(self._fd, message)
+
+    def send_reports(self) -> None:
+        """Write all that the task has reported so far."""
+        while self.reports:
+            with self._lock:  # taken and written in one go, or the thread's portion could come behind the outcome
+                items = self.reports.take()
+                if items:
+                    _send(self._fd, {"reports": items})
+
+    def _note_news(self) -> None:
+        self._has_news.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._send_now_and_then, name="greenroom-reports", daemon=True)
+            self._thread.start()
+
+    def _send_now_and_then(self) -> None:
+        try:
+            while self._has_news.wait():
+                time.sleep(REPORT_PAUSE_S)
+                self._has_news.clear()
+                self.send_reports()
+        except OSError:
+            pass  # the parent is gone; the main thread, or the one that reads, ends this process
 
 
 class Inbox:
     """Reads the pipe in a thread of its own, so that a cancel is seen while a task runs."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, reports: ReportBox) -> None:
         self._fd = fd
+        self._reports = reports
         self._runs: queue.SimpleQueue[Run | None] = queue.SimpleQueue()  # at most one item: the parent waits
         self.current: Run | None = None
 
@@ -85,7 +136,7 @@ class Inbox:
 
     def _take(self, message: dict) -> None:
         if "run" in message:
-            self.current = Run(RunItem(**message["run"]))
+            self.current = Run(RunItem(**message["run"]), self._reports)
             self._runs.put(self.current)
             return
         run = self.current  # the main thread clears it at any moment

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from greenroom.errors import BusyError, DrainingError, ProtocolError
 from greenroom.protocol import FrameReader, encode_frame, pack_value, unpack_value
+from greenroom.run_reports import ReportBox
 from greenroom.task_outcomes import PermanentError, Snooze, TaskError, recorded_error, wish_of
 from greenroom.tasks import BadPayloadError, CancelledTaskError, Context, Registry, describe_error, run_task
 
@@ -96,12 +97,12 @@ class Run:
 
     __slots__ = ("item", "key", "context", "is_begun", "is_withdrawn", "child", "stop_by")
 
-    def __init__(self, item: RunItem) -> None:
+    def __init__(self, item: RunItem, reports: ReportBox | None = None) -> None:
         self.item = item
         # Job and fence: a job whose lease was lost can come back while its old run still goes on.
         self.key = (item.job_id, item.fence)
         self.context = Context(job_id=item.job_id, fence=item.fence, attempt=item.attempt, task=item.task,
-                               queue=item.queue, worker=item.worker)
+                               queue=item.queue, worker=item.worker, reports=reports)
         self.is_begun = False  # a slot has taken it
         self.is_withdrawn = False  # taken back before a slot took it
         self.child: Child | None = None  # the process that said it has begun it
@@ -178,6 +179,7 @@ class Pool:
         if size < 1:
             raise ValueError("a pool needs at least one slot")
         self.size = size
+        self.reports = ReportBox()  # what runs say of themselves; what a run said is in it before its outcome is reported
         self._on_done = on_done
         self._lock = threading.Lock()  # guards all below
         self._changed = threading.Condition(self._lock)  # told, while stopping, when an item was reported
@@ -201,7 +203,7 @@ class Pool:
             BusyError: 1,000 items wait already.
             ValueError: the pool holds this lease (job id and fence) already.
         """
-        run = Run(item)
+        run = Run(item, self.reports)
         with self._lock:
             if self._is_stopping:
                 raise DrainingError("the pool is stopping")
@@ -428,6 +430,8 @@ class ProcessPool(Pool):
             for message in child.messages(is_over=lambda: run.is_overdue):
                 if message.get("begun") == list(run.key):
                     self._mark_begun(child, run)
+                elif "reports" in message:
+                    self.reports.put(message["reports"])
                 elif message.get("fence") == run.item.fence and message.get("job_id") == run.item.job_id:
                     with self._lock:
                         run.child = None

@@ -81,6 +81,15 @@ def moment(at: float | None) -> str:
     return "" if at is None else datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def clock_time(at: float) -> str:
+    """Return the time of day (of Unix seconds) in the local zone, to the millisecond."""
+    try:
+        when = datetime.fromtimestamp(at)
+    except (ValueError, OverflowError, OSError):  # at the end of the year 9999, say, east of Greenwich
+        return str(at)
+    return f"{when:%H:%M:%S}.{when.microsecond // 1000:03d}"
+
+
 def short_moment(at: float | None, now: float) -> str:
     """Return a time for a column of a list, in the local zone: of today the time alone, else date, hour and minute; empty for None."""
     if at is None:

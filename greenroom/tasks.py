@@ -18,14 +18,15 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NoReturn, ParamSpec, TypeVar, overload
+from typing import ParamSpec, TypeVar, overload
 
+from greenroom.context import Context as Context
 from greenroom.errors import ConfigError
 from greenroom.submit_options import check_names
 from greenroom.task_functions import TaskFunction, Unique
 # Beside their use here: everything that a task module needs is imported from this one.
 from greenroom.default_client import set_default_client as set_default_client
-from greenroom.task_outcomes import DontRetry as DontRetry, PermanentError, Retry as Retry, Snooze, TaskError
+from greenroom.task_outcomes import DontRetry as DontRetry, PermanentError, Retry as Retry, Snooze as Snooze, TaskError
 
 log = logging.getLogger(__name__)
 
@@ -59,57 +60,6 @@ class FibonacciTooLargeError(PermanentError):
 
 class PrimeTooLargeError(PermanentError):
     """Raised when `is_prime` is asked about a number of more than 2,000 digits."""
-
-
-_events = threading.Lock()  # guards the making and setting of all contexts' events
-
-
-class Context:
-    """What a running task may know about its job.
-
-    Attributes:
-        job_id: the job's number.
-        fence: grows with each lease of any job; a system that remembers the highest can refuse a late writer.
-        attempt: 1 for the first run.
-        task, queue, worker: names.
-    """
-
-    __slots__ = ("job_id", "fence", "attempt", "task", "queue", "worker", "_is_cancelled", "_event")
-
-    def __init__(self, *, job_id: int, fence: int, attempt: int, task: str, queue: str, worker: str) -> None:
-        self.job_id = job_id
-        self.fence = fence
-        self.attempt = attempt
-        self.task = task
-        self.queue = queue
-        self.worker = worker
-        self._is_cancelled = False
-        self._event: threading.Event | None = None  # made by the first `wait`: it costs 5 us, and most tasks never wait for a cancel
-
-    @property
-    def cancelled(self) -> bool:
-        """Say whether somebody cancelled the job. A long task looks now and then and ends with CancelledTaskError."""
-        return self._is_cancelled
-
-    def cancel(self) -> None:
-        """Set `cancelled`; called by the pool, from any thread."""
-        with _events:
-            self._is_cancelled = True
-            if self._event is not None:
-                self._event.set()
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep for `seconds`, less if the job is cancelled meanwhile; return `cancelled`."""
-        with _events:
-            if self._is_cancelled:
-                return True
-            if self._event is None:
-                self._event = threading.Event()
-        return self._event.wait(seconds)
-
-    def snooze(self, seconds: float) -> NoReturn:
-        """End this run; the job runs again in so many seconds, and no attempt is used up. Raises Snooze, which must leave the task."""
-        raise Snooze(seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,8 @@ def test_the_script_of_the_page_works_with_a_broker_and_a_worker(broker: BrokerP
 
     printed = run(tmp_path, "shop.py", env=broker.client_env)
 
-    assert printed == "1 {'path': 'a.png', 'width': 100}\n[800, 300, 50]\n"
+    assert printed == ("1 {'path': 'a.png', 'width': 100}\n[800, 300, 50]\n"
+                       "0 rows are written\n1000 rows are written\n2000 rows are written\n")
     assert [job["task"] for job in broker.get("/api/jobs?state=scheduled")[1]["jobs"]] == ["mail.receipt"]
 
 
