@@ -286,6 +286,9 @@ class Admin(Actor):
         self.later(self.rng.expovariate(1 / (4 * self.run.pace_s)), self._step)
         if not self.is_greeted:
             return
+        if self.history.lines and self.rng.random() < 0.2:
+            self._read_log(self.rng.choice(list(self.history.lines)))
+            return
         verb = self.rng.choice(["stats", "queues", "workers", "jobs", "jobs", "jobs", "cancel", "retry", "runs", "ping"])
         known = list(self.history.told)
         if verb == "jobs":
@@ -302,6 +305,10 @@ class Admin(Actor):
             self.ask(verb, _ignore)
         if self.world.chance(self.run.stops):
             self.run.house.stop()
+
+    def _read_log(self, job_id: int) -> None:
+        told = list(self.history.lines[job_id])
+        self.ask("logs", lambda answer: self.history.check_lines(job_id, told, answer), job=job_id, wait=self.rng.choice([0.0, 2.0]))
 
     def _listed(self, answer: dict | None) -> None:
         if answer is not None and "jobs" in answer:

@@ -62,6 +62,7 @@ class History:
         self.ended: dict[int, Ended] = {}  # somebody was told how these ended
         self.settles: Counter[tuple[int, int, str]] = Counter()  # (job, fence, outcome) -> how often it was sent
         self.kept: list[tuple[int, int]] = []  # leases that a broker held when it stopped in order
+        self.lines: dict[int, list[str]] = {}  # job -> lines that its workers were told to be on disk
         self.latest_now = 0.0  # the highest that the broker's clock ever was
         self.delivered: set[tuple[int, int]] = set()  # (job, fence) that left in a delivery
         self._fences: dict[int, int] = {}  # job -> highest fence that left
@@ -150,6 +151,23 @@ class History:
             raise Violation(f"I11: {job} is at attempt {job.attempt} after {known} (before the restart {highest})")
         self._attempts[job.id] = job.attempt
         self._granted_at[job.id, job.fence] = now
+
+    def heard_line(self, job_id: int, text: str) -> None:
+        """A worker was told that a line is in the log of its job."""
+        self.lines.setdefault(job_id, []).append(text)
+        self.world.counts["line acknowledged"] += 1
+
+    def check_lines(self, job_id: int, told: list[str], answer: dict | None) -> None:
+        """A log was read: what was acknowledged before it was asked for is there (I1), numbered in order, unless the job is gone."""
+        if answer is None or "error" in answer:
+            return
+        numbers = [line[0] for line in answer["lines"]]
+        if numbers != sorted(set(numbers)):
+            raise Violation(f"the lines of job {job_id} are out of order: {numbers}")
+        missing = set(told) - {line[3] for line in answer["lines"]}
+        if missing:
+            raise Violation(f"I1: the lines {sorted(missing)} of job {job_id} were acknowledged and are not there")
+        self.world.counts["log read"] += bool(told)
 
     def retried(self, job_id: int) -> None:
         """Somebody lets a job that had ended run again; answers that tell of its end may still be on their way."""

@@ -18,7 +18,7 @@ from greenroom.errors import BusyError
 from greenroom.job import Job, State, rank_of
 from greenroom.lanes import Lane
 from greenroom.leases import LeaseRules
-from greenroom.records import Lost, Restored, SettleItem
+from greenroom.records import LogLine, Lost, Restored, SettleItem
 from greenroom.scheduled import Scheduled
 from greenroom.stores.memory import MemoryStore
 
@@ -270,6 +270,13 @@ def priority_ignored(real: Function) -> Function:
     return rank
 
 
+def line_lost(real: Function) -> Function:
+    """The last log line of a batch is not written."""
+    def add_lines(self: MemoryStore, lines: list[LogLine], first_lines: dict[int, int]) -> None:
+        real(self, lines[:-1], first_lines)
+    return add_lines
+
+
 PLANTS = [
     Plant("fence not checked", LeaseRules, "settle", fence_not_checked, 40),
     Plant("late settle accepted after redelivery", LeaseRules, "_settle_late", late_settle_after_redelivery, 40),
@@ -292,6 +299,7 @@ PLANTS = [
     Plant("cancel forgotten at a restart", Engine, "restore", cancel_forgotten, 300),
     Plant("a stopping broker keeps no leases", LeaseRules, "checkpoint_all", lease_not_kept, 40),
     Plant("submission id forgotten at a restart", MemoryStore, "open", submission_forgotten, 40),
+    Plant("a log line is lost", MemoryStore, "add_lines", line_lost, 40),
     Plant("counter drift", MemoryStore, "_count", counter_drift, 40),
     Plant("scheduled too early", Scheduled, "pop_due", scheduled_too_early, 40),
     Plant("a cancelled job stays queued", Engine, "cancel", cancelled_job_stays_queued, 40),

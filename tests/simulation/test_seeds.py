@@ -32,7 +32,7 @@ MUST_HAPPEN = (
     "SQLite kept the open transaction",
     "pause", "a pause ends by itself", "a queued job is changed", "purge", "a job is purged",
     "half-open connection", "half-closed connection", "no answer in time", "put off", "retried", "expired", "timed out", "duplicate", "worker crash", "worker stands still", "wall clock jumps",
-    "schedule made", "schedule ran", "schedule skipped",
+    "schedule made", "schedule ran", "schedule skipped", "line acknowledged", "log read",
 )
 
 _counts: Counter[str] = Counter()

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tests.simulation.run import Run
 
 
+#: How often a worker reports before it settles.
+REPORTS = 0.2
+
 #: A delivery of more jobs than this is worked on, and settled, as one.
 TOGETHER = 20
 
@@ -148,7 +151,20 @@ class Worker(Actor):
             held = self.held.get(job)
             if held is not None and held.fence == fence and held.outcome is None:
                 ended.append((job, self._outcome(job, fence)))
+        if self.rng.random() < REPORTS:
+            self._report(leases)
         self._end(ended)
+
+    def _report(self, leases: list[tuple[int, int]]) -> None:
+        """Write a line to the log of each job; what is acknowledged must be read from then on."""
+        items = [[job, fence, self.rng.random(), "half way", [[self.run.house.now, f"under {fence}"]]] for job, fence in leases]
+
+        def answered(answer: dict | None) -> None:
+            for (job, fence), outcome in zip(leases, answer.get("outcomes", ()) if answer is not None else ()):
+                if outcome == "OK":
+                    self.history.heard_line(job, f"under {fence}")
+
+        self.ask("report", answered, leases=items)
 
     def _outcome(self, job: int, fence: int) -> list[object]:
         if self.rng.random() >= self.habits.odd:
