@@ -16,6 +16,7 @@ import bottle
 from greenroom.errors import GreenroomError, InternalError, from_wire
 from greenroom.job import NUMBER_LIMIT, OPTIONS, STATE_BY_LABEL
 from greenroom.webui import shapes
+from greenroom.webui.api_failures import FailureRoutes
 from greenroom.webui.api_schedules import ScheduleRoutes
 from greenroom.webui.answers import JSON_TYPE, Refused, dump_json, error_answer
 from greenroom.webui.http_head import MAX_BODY_BYTES
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_PAGE = 200
 MAX_LINES = 1000
+MAX_IDS = 1000  # of one request about many jobs; a list of the protocol holds no more
 SUBMIT_FIELDS = tuple(name for name in OPTIONS if name != "encoding")
 CHANGE_FIELDS = ("priority", "queue", "delay", "run_at", "payload")
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -45,11 +47,14 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/workers", api.workers)
     route("/api/queues", api.queues)
     route("/api/jobs", api.jobs)
+    route("/api/jobs/cancel", lambda: api.do_many("cancel"), "POST")
+    route("/api/jobs/retry", lambda: api.do_many("retry"), "POST")
     route("/api/jobs/<number>", api.job)
     route("/api/submit", api.submit, "POST")
     route("/api/jobs/<number>/cancel", api.cancel, "POST")
     route("/api/jobs/<number>/retry", api.retry, "POST")
     route("/api/jobs/<number>/runs", api.runs)
+    FailureRoutes(call, _query, _integer).add(route)
     ScheduleRoutes(call, _query, _body, _integer, SUBMIT_FIELDS).add(route)
     route("/api/jobs/<number>/change", api.change, "POST")
     route("/api/jobs/<number>/explain", api.explain_job)
@@ -185,6 +190,13 @@ class _Api:
             raise from_wire(outcome.get("error", outcome))
         return {"id": job_id, "outcome": outcome}
 
+    def do_many(self, verb: str) -> dict:
+        ids = _ids(_body("ids"))
+        outcomes = self._call(verb, {"jobs": ids})["outcomes"]
+        return {"outcomes": [
+            {"id": job_id, "error": outcome.get("error", outcome)} if isinstance(outcome, dict) else {"id": job_id, "outcome": outcome}
+            for job_id, outcome in zip(ids, outcomes)]}
+
     def runs(self, number: str) -> dict:
         _no_query()
         return {"runs": self._call("runs", {"job": _integer("id", number, NUMBER_LIMIT - 1)})["runs"]}
@@ -287,6 +299,17 @@ def _integer(name: str, text: str | int, limit: int, *, least: int = 1) -> int:
     if not re.fullmatch(r"[0-9]{1,16}", str(text)) or not least <= int(text) <= limit:
         raise Refused("INVALID", f"{name} must be an integer from {least} to {limit}", field=name)
     return int(text)
+
+
+def _ids(body: dict[str, object]) -> list[int]:
+    """Return the field `ids` of a body: 1 to MAX_IDS numbers of jobs."""
+    ids = body.get("ids")
+    if not isinstance(ids, list) or not 1 <= len(ids) <= MAX_IDS:
+        raise Refused("INVALID", f"ids must be a list of 1 to {MAX_IDS} numbers of jobs", field="ids")
+    for job_id in ids:
+        if type(job_id) is not int or not 1 <= job_id < NUMBER_LIMIT:
+            raise Refused("INVALID", f"ids must hold integers from 1 to {NUMBER_LIMIT - 1}", field="ids")
+    return ids
 
 
 def _body(*allowed: str) -> dict[str, object]:

@@ -161,6 +161,37 @@ def test_pages_of_jobs_are_complete_newest_first_and_filtered(broker: object) ->
     assert ask(broker, "GET", "/api/jobs?state=failed").json["jobs"] == []
 
 
+def test_many_jobs_are_cancelled_and_retried_at_once(broker: object) -> None:
+    numbers = [submit(broker, "slow_task", {"seconds": 60}) for _ in range(5)]
+
+    cancelled = ask(broker, "POST", "/api/jobs/cancel", {"ids": [*numbers, 2**52]}).json["outcomes"]
+    retried = ask(broker, "POST", "/api/jobs/retry", {"ids": numbers[:3]}).json["outcomes"]
+    again = ask(broker, "POST", "/api/jobs/retry", {"ids": numbers}).json["outcomes"]
+
+    assert cancelled[:5] == [{"id": number, "outcome": "cancelled"} for number in numbers]
+    assert (cancelled[5]["id"], cancelled[5]["error"]["code"]) == (2**52, "NOT_FOUND")
+    assert retried == [{"id": number, "outcome": "queued"} for number in numbers[:3]]
+    assert [outcome.get("outcome") or outcome["error"]["code"] for outcome in again] == ["CONFLICT"] * 3 + ["queued"] * 2
+
+
+def test_failed_jobs_are_grouped_by_how_they_failed(broker: object, start_worker: object) -> None:
+    start_worker()
+    numbers = [submit(broker, "fibonacci", {"n": -n}, attempts=1) for n in (1, 20, 300)]
+    other = submit(broker, "reverse_string", {"data": 5}, attempts=1, queue="other")
+    for number in (*numbers, other):
+        wait_for_job(broker, number, "failed")
+
+    answer = ask(broker, "GET", "/api/failures").json
+
+    first, second = answer["groups"]
+    assert (first["task"], first["count"], sorted(first["jobs"]), first["newest"]) == ("fibonacci", 3, numbers, numbers[-1])
+    assert first["place"].endswith(" in fibonacci") and first["error"] == "BadPayloadError" and first["workers_total"] == 1
+    assert (second["task"], second["jobs"]) == ("reverse_string", [other])
+    assert answer["scanned"] == {"jobs": 4, "newest": other, "oldest": numbers[0]} and answer["next"] is None
+    assert [group["jobs"] for group in ask(broker, "GET", "/api/failures?queue=other").json["groups"]] == [[other]]
+    assert ask(broker, "GET", f"/api/failures?before={numbers[0]}").json["groups"] == []
+
+
 def test_stats_workers_and_queues_agree(broker: object, start_worker: object) -> None:
     start_worker()
     busy = submit(broker, "slow_task", {"seconds": 3})

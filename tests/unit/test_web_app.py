@@ -301,6 +301,25 @@ def test_cancel_answers_the_outcome(web: Web) -> None:
     assert web.ask("POST", "/api/jobs/1/cancel", {}).json == {"id": 1, "outcome": "cancelled"}
 
 
+def test_many_jobs_are_answered_one_by_one(web: Web) -> None:
+    web.ask("POST", "/api/submit", {"task": "t"})
+
+    answer = web.ask("POST", "/api/jobs/cancel", {"ids": [9, 1]})
+
+    assert answer.status == 200
+    assert answer.json["outcomes"] == [
+        {"id": 9, "error": {"code": "FINISHED", "message": "the job is finished already"}}, {"id": 1, "outcome": "cancelled"}]
+    assert web.verbs.calls[-1] == ("cancel", {"jobs": [9, 1]})
+
+
+@pytest.mark.parametrize("ids", [None, [], 7, "7", [True], ["7"], [0], [1.5], [2**53], list(range(1, 1002))])
+def test_bad_ids_are_refused_by_name(web: Web, ids: object) -> None:
+    answer = web.ask("POST", "/api/jobs/retry", {} if ids is None else {"ids": ids})
+
+    assert (answer.status, answer.code, answer.json["error"]["field"]) == (400, "INVALID", "ids")
+    assert not web.verbs.calls
+
+
 def test_filters_reach_the_verb(web: Web) -> None:
     answer = web.ask("GET", "/api/jobs?state=failed&queue=q&task=t&worker=w&before=9&limit=3")
 
