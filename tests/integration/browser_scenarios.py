@@ -12,12 +12,16 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from urllib.parse import quote
 
 from playwright.sync_api import ConsoleMessage, Dialog, Page, Request, sync_playwright
 
 DEADLINE_MS = 20_000
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
+
+#: Elements that no text may become; links to the page's own places are ours.
+FOREIGN = "#app img:not([src^='/static/']), #app script, #app iframe, #app a:not([href^='#/'])"
 
 FIBONACCI_100 = "354224848179261915075"
 
@@ -120,7 +124,7 @@ def hostile_text_stays_text(visit: Visit) -> None:
         page.keyboard.press("Escape")
         page.wait_for_selector(".sheet", state="detached")
 
-    assert page.locator("#app img:not([src^='/static/']), #app script, #app iframe, #app a").count() == 0
+    assert page.locator(FOREIGN).count() == 0
     assert page.evaluate("[window.violated, window.pwned]") == [None, None]
 
 
@@ -144,7 +148,7 @@ def progress_and_log_lines_are_live(visit: Visit) -> None:
 
     assert page.locator(".sheet progress").count() == 0 and page.locator(".sheet .facts dd:has-text('75 %')").count() == 1
     assert page.locator(".sheet .lines div").count() == visit.facts["lines"]
-    assert page.locator("#app img:not([src^='/static/']), #app script, #app iframe, #app a").count() == 0
+    assert page.locator(FOREIGN).count() == 0
     assert page.evaluate("[window.violated, window.pwned]") == [None, None]
 
 
@@ -269,9 +273,9 @@ def text_has_contrast_in_both_themes(visit: Visit) -> None:
         page.wait_for_selector(".sheet", state="detached")
 
 
-def check_contrast(page: Page, what: str) -> None:
+def check_contrast(page: Page, what: str, at_least: int = 60) -> None:
     seen, poor = page.evaluate(CONTRASTS)
-    assert seen > 60, (what, seen)
+    assert seen > at_least, (what, seen)
     assert not poor, (what, poor)
 
 
@@ -303,6 +307,17 @@ def the_keyboard_is_enough(visit: Visit) -> None:
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
     page.keyboard.press("Enter")
     page.wait_for_selector(f"#h-drawer:has-text('#{number}')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".sheet", state="detached")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("g")
+    page.keyboard.press("j")
+    page.wait_for_selector("#jobs tr[data-job]")
+    page.keyboard.press("/")
+    assert page.evaluate(focused) == "filter"
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("n")
+    page.wait_for_selector("#f-task:focus")
 
 
 def wrong_input_is_told_at_its_field(visit: Visit) -> None:
@@ -341,12 +356,215 @@ def without_a_worker_the_page_says_how_to_start_one(visit: Visit) -> None:
     visit.wait_row(number, "status", "cancelled")
 
 
-WINDOWS = {nothing_scrolls_sideways_on_a_phone: (360, 800)}
+def at(visit: Visit, address: str) -> None:
+    """Open a page by its address, as from a bookmark."""
+    visit.page.goto("about:blank")
+    visit.page.goto(visit.url + address)
+    visit.wait_live()
+
+
+def wait_jobs(page: Page, numbers: list[int]) -> None:
+    """Wait until exactly these jobs are shown."""
+    page.wait_for_function(
+        "(numbers) => JSON.stringify([...document.querySelectorAll('tr[data-job]')].map((row) => Number(row.dataset.job))) === JSON.stringify(numbers)",
+        arg=sorted(numbers, reverse=True))
+
+
+def jobs_are_filtered_by_the_address(visit: Visit) -> None:
+    page, facts = visit.page, visit.facts
+    at(visit, "#/jobs?task=fibonacci&state=failed")
+    wait_jobs(page, facts["failed"])
+    assert [page.input_value(f"#filter-{name}") for name in ("task", "queue", "worker")] == ["fibonacci", "", ""]
+
+    page.select_option("#filter", "completed")
+    page.wait_for_url("**/#/jobs?state=completed&task=fibonacci")
+    wait_jobs(page, facts["completed"])
+    page.fill("#filter-task", "")
+    page.press("#filter-task", "Enter")
+    page.select_option("#filter", "")
+    page.focus("#filter-queue")
+    with page.expect_response(lambda response: "/api/jobs?" in response.url):  # news come, and must not undo what was typed
+        page.keyboard.type("oth")
+    page.keyboard.type("er")
+    page.keyboard.press("Enter")
+    wait_jobs(page, facts["other"])
+    page.click(f"tr[data-job='{facts['other'][0]}'] button")
+    page.wait_for_url(f"**/#/jobs?queue=other&job={facts['other'][0]}")
+    page.wait_for_selector(f"#h-drawer:has-text('#{facts['other'][0]}')")
+
+    page.go_back()
+    page.wait_for_selector(".sheet", state="detached")
+    wait_jobs(page, facts["other"])
+    for _ in range(4):
+        page.go_back()
+    wait_jobs(page, facts["failed"])
+    assert page.url.endswith("#/jobs?task=fibonacci&state=failed")
+    at(visit, f"#/failures?job={facts['failed'][0]}")
+    page.wait_for_selector(f"#h-drawer:has-text('#{facts['failed'][0]}')")
+    page.keyboard.press("Escape")
+    page.wait_for_url("**/#/failures")
+
+
+def pages_of_jobs_go_back_in_time(visit: Visit) -> None:
+    page, jobs = visit.page, visit.facts["jobs"]
+    at(visit, "#/jobs")
+    wait_jobs(page, jobs[-50:])
+
+    page.click("#older")
+    wait_jobs(page, jobs[:-50])
+    assert page.is_disabled("#older")
+    page.go_back()
+    wait_jobs(page, jobs[-50:])
+    page.go_forward()
+    page.click("#newest")
+    wait_jobs(page, jobs[-50:])
+
+
+def many_jobs_are_cancelled_and_retried(visit: Visit) -> None:
+    page, queued, failed = visit.page, visit.facts["queued"], visit.facts["failed"]
+    at(visit, "#/jobs?queue=mine")
+    wait_jobs(page, queued)
+    for number in queued[:2]:
+        page.check(f"tr[data-job='{number}'] input")
+    page.click("#cancel-chosen")
+    page.wait_for_selector(".bulk:has-text('Cancelled 2 of 2.')")
+    for number in queued[:2]:
+        visit.wait_row(number, "status", "cancelled")
+    page.check("#choose-all")
+    page.click("#retry-chosen")
+    page.wait_for_selector(f".bulk:has-text('Retried 2 of {len(queued)}. {len(queued) - 2} not possible, such as: job')")
+
+    at(visit, "#/jobs?task=fibonacci")
+    page.click("#retry-all")
+    page.wait_for_selector(f".bulk:has-text('{len(failed)} failed jobs match.')")
+    page.click(".bulk button.go")
+    page.wait_for_selector(f".bulk:has-text('Retried {len(failed)} of {len(failed)}.')")
+
+
+def failures_are_grouped_and_one_is_tried_first(visit: Visit) -> None:
+    page, flaky = visit.page, visit.facts["flaky"]
+    at(visit, "#/failures")
+    page.wait_for_selector("tr[data-group]")
+    groups = page.evaluate("[...document.querySelectorAll('tr[data-group]')].map((row) => row.innerText.replaceAll('\\n', ' '))")
+    assert len(groups) == 2 and "TimeoutError" in groups[0] and "tasks.py in flaky" in groups[0], groups
+    assert page.inner_text("tr[data-group] .num >> nth=0") == str(len(flaky))
+    page.wait_for_selector(f"#scanned:has-text('All {visit.facts['total']} failed jobs.')")
+
+    page.click("tr:has-text('BadPayloadError') button:has-text('Retry one first')")
+    page.wait_for_selector(".first.tone-bad:has-text('It failed again. BadPayloadError')")
+    number = page.get_attribute(".first.tone-bad", "data-first")
+    with page.expect_response(lambda response: response.url.endswith(f"/api/jobs/{number}")):  # the same one again is looked at anew
+        page.click("tr:has-text('BadPayloadError') button:has-text('Retry one first')")
+    page.wait_for_selector(".first.tone-bad:has-text('It failed again. BadPayloadError')")
+    page.click("tr:has-text('TimeoutError') button:has-text('Retry one first')")
+    page.wait_for_selector(f".first.tone-ok[data-first='{flaky[-1]}']:has-text('It went well this time')")
+    page.click(f".first.tone-ok button:has-text('Retry the other {len(flaky) - 1}')")
+    page.wait_for_selector(f".bulk:has-text('Retried {len(flaky) - 1} of {len(flaky) - 1}.')")
+    page.wait_for_selector("tr:has-text('TimeoutError')", state="detached")
+    at(visit, "#/failures?task=flaky")
+    page.wait_for_selector(".empty:has-text('No failed job')")
+
+
+def queues_are_paused_and_resumed(visit: Visit) -> None:
+    page = visit.page
+    at(visit, "#/queues")
+    page.click("tr[data-queue='mail'] button:has-text('Pause')")
+    page.keyboard.type("the <b>server</b> moves")
+    page.select_option("tr[data-queue='mail'] select", "3600")
+    page.click("tr[data-queue='mail'] .pause button.go")
+
+    page.wait_for_selector("tr[data-queue='mail'] .s-paused")
+    page.wait_for_selector("tr[data-queue='mail']:has-text('by web, goes on in 60 min: the <b>server</b> moves')")
+    page.wait_for_selector("#paused:has-text('1 queue is paused')")
+    page.click("tr[data-queue='mail'] td[data-label=queued] a")
+    page.wait_for_url("**/#/jobs?queue=mail&state=queued")
+    page.click("tr[data-job] button >> nth=0")
+    page.wait_for_selector(".why [data-gate=queue_paused]:has-text('the <b>server</b> moves')")
+    at(visit, "#/queues")
+    page.click("tr[data-queue='mail'] button:has-text('Resume')")
+    page.wait_for_selector("tr[data-queue='mail'] .s-paused", state="detached")
+    page.wait_for_selector("#paused", state="detached")
+
+
+def schedules_are_paused_and_run(visit: Visit) -> None:
+    page, row = visit.page, "tr[data-schedule='night']"
+    at(visit, "#/schedules")
+    page.wait_for_selector(f"{row}:has-text('30 2 * * *')")
+    page.click(f"{row} summary")
+    assert page.locator(f"{row} details li").count() == 9
+
+    page.click(f"{row} button:has-text('Run now')")
+    page.wait_for_selector(f"{row}:has-text('was submitted')")
+    page.click(f"{row} td[data-label=Last] button")
+    page.wait_for_selector("#h-drawer:has-text('to_uppercase')")
+    page.keyboard.press("Escape")
+    page.click(f"{row} button:has-text('Pause')")
+    page.keyboard.type("holidays")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"{row} .s-paused")
+    page.wait_for_selector(f"{row}:has-text(': holidays')")
+    page.wait_for_selector(f"{row} td[data-label=Next]:has-text('not while paused')")
+    page.click(f"{row} button:has-text('Resume')")
+    page.wait_for_selector(f"{row} .s-paused", state="detached")
+
+
+def hostile_text_stays_text_on_every_page(visit: Visit) -> None:
+    page = visit.page
+    page.add_init_script("document.addEventListener('securitypolicyviolation', (e) => { window.violated = e.violatedDirective; });")
+    for address, row in (("#/jobs?state=failed", "tr[data-job]"), ("#/failures", "tr[data-group]"), ("#/queues", "tr[data-queue] .s-paused"),
+                         ("#/schedules", "tr[data-schedule] .s-paused")):
+        at(visit, address)
+        page.wait_for_selector(row)
+        assert visit.facts["text"] in page.text_content("main"), address
+        assert page.locator(FOREIGN).count() == 0
+    at(visit, "#/jobs?task=" + quote(visit.facts["evil"]))
+    page.wait_for_selector(".banner:has-text('task must')")
+    assert page.input_value("#filter-task") == visit.facts["evil"]
+    at(visit, "#/%ff?job=%00<img>&&=")
+    assert page.evaluate("[window.violated, window.pwned]") == [None, None]
+
+
+OTHER_PAGES = {"jobs": "tr[data-job]", "failures": "tr[data-group]", "queues": "tr[data-queue]", "schedules": "tr[data-schedule]"}
+
+
+def the_other_pages_fit_a_phone(visit: Visit) -> None:
+    page = visit.page
+    for name, row in OTHER_PAGES.items():
+        at(visit, f"#/{name}")
+        page.wait_for_selector(row)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+        page.set_viewport_size({"width": 320, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320, name
+        page.set_viewport_size({"width": 360, "height": 800})
+        out = page.evaluate("""() => [...document.querySelectorAll('main button, main input, main select, main a, main bdi')]
+            .filter((e) => e.checkVisibility() && !e.matches('.jobs td bdi') && e.getBoundingClientRect().right > 360).map((e) => e.outerHTML)""")
+        assert not out, (name, out)
+
+
+def the_other_pages_have_contrast_and_fit_a_window(visit: Visit) -> None:
+    page = visit.page
+    for name, row in OTHER_PAGES.items():
+        at(visit, f"#/{name}")
+        page.wait_for_selector(row)
+        assert page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]") == [1440, 900], name
+        assert page.get_attribute(f"nav a[href='#/{name}']", "aria-current") == "page"
+        if name in ("queues", "schedules"):
+            page.click("button:has-text('Pause') >> nth=0")
+            page.wait_for_selector(".pause")
+        for theme in ("light", "dark"):
+            page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
+            check_contrast(page, f"{name}, {theme}", at_least=25)
+
+
+WINDOWS = {the_other_pages_fit_a_phone: (360, 800), nothing_scrolls_sideways_on_a_phone: (360, 800)}
 SCENARIOS: dict[str, Callable[[Visit], None]] = {scenario.__name__: scenario for scenario in (
     submit_from_the_form_and_watch_it, results_are_exact, hostile_text_stays_text, progress_and_log_lines_are_live, the_page_recovers_after_a_restart,
     without_events_the_page_polls_and_comes_back, everything_fits_1440_by_900, nothing_scrolls_sideways_on_a_phone,
     the_broker_itself_is_watched, text_has_contrast_in_both_themes, the_keyboard_is_enough, wrong_input_is_told_at_its_field,
-    without_a_worker_the_page_says_how_to_start_one)}
+    without_a_worker_the_page_says_how_to_start_one, jobs_are_filtered_by_the_address, pages_of_jobs_go_back_in_time,
+    many_jobs_are_cancelled_and_retried, failures_are_grouped_and_one_is_tried_first, queues_are_paused_and_resumed,
+    schedules_are_paused_and_run, hostile_text_stays_text_on_every_page, the_other_pages_fit_a_phone,
+    the_other_pages_have_contrast_and_fit_a_window)}
 
 
 def main(chromium: str, url: str, name: str, facts: str = "{}") -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.processes import until
+
 SCENARIOS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "browser_scenarios.py")
 DEADLINE_S = 90
 EVIL = "<img src=x onerror=\"window.pwned=1;alert(1)\"><script>window.pwned=2</script>'\u202e\"</script>"
@@ -129,6 +131,122 @@ def test_progress_and_log_lines_are_live_and_stay_text(broker: object) -> None:
     say(0.25, "line one", EVIL)
     run_scenario(broker, "progress_and_log_lines_are_live", {"job": job, "text": "window.pwned=2", "lines": 54}, actions={
         "more": lambda: say(0.75, *map(str, range(50)), "line two"), "finish": finish})
+
+
+def post(broker: object, path: str, body: dict) -> dict:
+    connection = http.client.HTTPConnection("127.0.0.1", broker.web_port, timeout=20)
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def wait_for_states(broker: object, **counts: int) -> None:
+    """Wait until so many jobs are in these states."""
+    def are_there() -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", broker.web_port, timeout=20)
+        connection.request("GET", "/api/stats")
+        stats = json.loads(connection.getresponse().read())
+        connection.close()
+        return all(stats[state] == count for state, count in counts.items())
+    until(are_there, f"jobs are {counts}")
+
+
+def test_hostile_text_stays_text_on_every_page(broker: object, start_worker: object, tmp_path: object) -> None:
+    module = tmp_path / "evil_tasks.py"
+    module.write_text(EVIL_TASKS.format(evil=EVIL), encoding="utf-8")
+    start_worker(tasks=str(module))
+    submit(broker, "evil_error", {EVIL: EVIL}, attempts=1)
+    wait_for_states(broker, failed=1)
+    post(broker, "/api/pause", {"queue": "default", "reason": EVIL[:200], "by": EVIL[:100]})
+    post(broker, "/api/schedules/night", {"job": {"task": "evil_text"}, "every": "1h"})
+    assert post(broker, "/api/schedules/night/pause", {"reason": EVIL[:200]})["schedule"]["reason"] == EVIL[:200]
+
+    run_scenario(broker, "hostile_text_stays_text_on_every_page", {"text": "window.pwned=2", "evil": EVIL[:100]})
+
+
+def test_jobs_are_filtered_by_the_address(broker: object, start_worker: object) -> None:
+    start_worker()
+    facts = {"failed": [submit(broker, "fibonacci", {"n": -1}, attempts=1) for _ in range(2)],
+             "completed": [submit(broker, "fibonacci", {"n": 1}) for _ in range(3)],
+             "other": [submit(broker, "reverse_string", {"data": "x"}, queue="other")]}
+    wait_for_states(broker, failed=2, completed=4)
+
+    run_scenario(broker, "jobs_are_filtered_by_the_address", facts)
+
+
+def test_pages_of_jobs_go_back_in_time(broker: object) -> None:
+    run_scenario(broker, "pages_of_jobs_go_back_in_time", {"jobs": [submit(broker, "fibonacci", {"n": 1}) for _ in range(60)]})
+
+
+def test_many_jobs_are_cancelled_and_retried(broker: object, start_worker: object) -> None:
+    start_worker()
+    failed = [submit(broker, "fibonacci", {"n": -1}, attempts=1) for _ in range(205)]  # more than one page of ids
+    wait_for_states(broker, failed=205)
+
+    run_scenario(broker, "many_jobs_are_cancelled_and_retried", {
+        "failed": failed, "queued": [submit(broker, "a_task_that_nobody_has", {}, queue="mine") for _ in range(4)]})
+
+
+FLAKY_TASK = '''
+import os
+from greenroom.tasks import register_task
+
+
+def flaky(payload):
+    if not os.path.exists(payload["file"]):
+        raise TimeoutError(f"no answer from host {payload['host']}")
+    return "good now"
+
+
+register_task("flaky", flaky)
+'''
+
+
+def test_failures_are_grouped_and_one_is_tried_first(broker: object, start_worker: object, tmp_path: object) -> None:
+    (tmp_path / "flaky_tasks.py").write_text(FLAKY_TASK, encoding="utf-8")
+    start_worker(tasks=str(tmp_path / "flaky_tasks.py"))
+    healed = tmp_path / "healed"
+    flaky = [submit(broker, "flaky", {"file": str(healed), "host": n}, attempts=1) for n in range(4)]
+    for _ in range(2):
+        submit(broker, "fibonacci", {"n": -1}, attempts=1)
+    wait_for_states(broker, failed=6)
+    healed.touch()
+
+    run_scenario(broker, "failures_are_grouped_and_one_is_tried_first", {"flaky": flaky, "total": 6})
+
+
+def test_queues_are_paused_and_resumed(broker: object, start_worker: object) -> None:
+    for _ in range(2):
+        submit(broker, "a_task_that_nobody_has", {}, queue="mail")
+    submit(broker, "fibonacci", {"n": 1})
+
+    run_scenario(broker, "queues_are_paused_and_resumed")
+
+
+def test_schedules_are_paused_and_run(broker: object) -> None:
+    post(broker, "/api/schedules/night", {"job": {"task": "to_uppercase", "payload": {"data": "x"}}, "cron": "30 2 * * *"})
+    post(broker, "/api/schedules/often", {"job": {"task": "fibonacci", "payload": {"n": 1}}, "every": "2h"})
+
+    run_scenario(broker, "schedules_are_paused_and_run")
+
+
+@pytest.mark.parametrize("name", ["the_other_pages_fit_a_phone", "the_other_pages_have_contrast_and_fit_a_window"])
+def test_the_other_pages_with_all_they_can_show(broker: object, start_worker: object, name: str) -> None:
+    start_worker()
+    long = "a-name-" * 9
+    for n in range(30):
+        submit(broker, "fibonacci", {"n": n - 3}, attempts=1)
+    submit(broker, f"{long}task", {}, queue=f"{long}queue", delay=1)
+    wait_for_states(broker, failed=3, completed=27)
+    post(broker, "/api/pause", {"queue": f"{long}queue", "reason": "x" * 200})
+    post(broker, "/api/pause", {"task": f"{long}task", "reason": "the disk is full", "for": 900})
+    for schedule in ("night", long):
+        post(broker, f"/api/schedules/{schedule}", {"job": {"task": f"{long}task", "queue": long}, "cron": "*/15 2-4 * * mon-fri",
+                                                    "timezone": "America/Argentina/ComodRivadavia"})
+    post(broker, "/api/schedules/night/pause", {"reason": "y" * 200})
+
+    run_scenario(broker, name)
 
 
 def test_the_page_recovers_after_a_restart(broker: object, start_worker: object) -> None:

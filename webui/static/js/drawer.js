@@ -1,9 +1,11 @@
 // The job drawer: everything about one job, live while it runs, and its buttons.
 
 import { useEffect, useRef, useState } from "../vendor/preact-hooks.js";
+import { useAnswer } from "./ask.js";
 import { clock, count, exact, length, share, shownBlock, visible } from "./format.js";
 import { api, post } from "./live.js";
-import { beat, openJob, stats } from "./state.js";
+import { closeJob, openJob } from "./route.js";
+import { beat } from "./state.js";
 import { Icon, JobBadges, Priority, When, html } from "./ui.js";
 
 const RETRYABLE = ["failed", "cancelled", "expired"];
@@ -11,7 +13,7 @@ const LINES = 1000; // the broker keeps no more either
 const FINISHED = ["completed", "failed", "cancelled", "expired"];
 
 /** The job {id, job?, refusal?}, asked for when opened and with all news until it is finished. */
-function useJob(id) {
+export function useJob(id) {
   const [known, setKnown] = useState({});
   const current = known.id === id ? known : {};
   const isOver = current.job && FINISHED.includes(current.job.state);
@@ -34,11 +36,10 @@ export function Drawer() {
     if (id !== null && !dialog.current.open) dialog.current.showModal();
     if (id === null && dialog.current.open) dialog.current.close();
   }, [id]);
-  const close = () => { openJob.value = null; };
-  return html`<dialog class="drawer" ref=${dialog} aria-labelledby="h-drawer" onClose=${close} onClick=${(e) => { if (e.target === dialog.current) close(); }}>
+  return html`<dialog class="drawer" ref=${dialog} aria-labelledby="h-drawer" onClose=${closeJob} onClick=${(e) => { if (e.target === dialog.current) closeJob(); }}>
     ${id !== null && html`<div class="sheet">
       <div class="head"><h2 id="h-drawer">Job #${id}${job ? html` <bdi class="mono">${job.task}</bdi>` : ""}</h2>
-        <button type="button" class="quiet" onClick=${close} aria-label="Close"><${Icon} name="close" /></button></div>
+        <button type="button" class="quiet" onClick=${closeJob} aria-label="Close"><${Icon} name="close" /></button></div>
       ${refusal && html`<p class="banner tone-bad">${refusal.message}</p>`}
       ${job && html`<${Details} key=${id} job=${job} reopenJob=${forget} />`}
     </div>`}
@@ -105,11 +106,15 @@ function Log({ job }) {
       html`<div key=${line.seq}><time title=${`attempt ${line.attempt}`}>${clock(line.at)}</time> ${visible(line.text)}</div>`)}</div>`;
 }
 
+/** All that holds it back: what, and what opens it. */
 function WhyWaiting({ job }) {
-  if (job.state !== "queued" || !stats.value) return null;
-  const task = stats.value.tasks.find((entry) => entry.task === job.task);
-  if (task && task.workers === 0) return html`<p class="banner tone-warn"><${Icon} name="warn" />No connected worker has this task.</p>`;
-  return html`<p class="muted">Waits for a worker; ${count(stats.value.queued)} jobs are queued in all.</p>`;
+  const isWaiting = job.state === "queued" || job.state === "scheduled";
+  const { answer } = useAnswer(isWaiting ? `/api/jobs/${job.id}/explain` : null);
+  if (!answer || !isWaiting) return null;
+  return html`<h3>Why it waits</h3><ol class="why">${answer.gates.map((gate) => html`<li key=${gate.code} data-gate=${gate.code}><bdi>${visible(gate.text)}</bdi>
+      <p class="muted">opens: <bdi>${visible(gate.opens)}</bdi>${gate.at ? html`, <${When} at=${gate.at} />` : ""}</p></li>`)}</ol>
+    ${answer.starts_at !== null && html`<p class="muted">It starts about <${When} at=${answer.starts_at} />${answer.ahead_exact ? "" : ", not before"}.</p>`}
+    ${!answer.gates.length && html`<p class="muted">Nothing holds it back.</p>`}`;
 }
 
 function Facts({ job }) {

@@ -1,31 +1,14 @@
 // The job log: the newest jobs live, or a page of history when a status or an older page is asked for.
 
-import { useEffect, useRef, useState } from "../vendor/preact-hooks.js";
+import { useEffect, useState } from "../vendor/preact-hooks.js";
+import { useAnswer } from "./ask.js";
 import { length, shownLine, visible } from "./format.js";
-import { api } from "./live.js";
-import { beat, flashed, jobs, now, openJob, stateFilter, stats } from "./state.js";
+import { address, showJob } from "./route.js";
+import { flashed, jobs, now, stateFilter, stats } from "./state.js";
 import { JobBadges, Priority, When, html } from "./ui.js";
 
-const STATES = ["scheduled", "queued", "running", "completed", "failed", "cancelled", "expired"];
-const REFETCH_MS = 2000;
-
-/** Rows of history, asked for again when something changed but at most each 2 s. */
-function usePage(state, before) {
-  const [page, setPage] = useState(null);
-  const fetchedAt = useRef(0);
-  const asked = useRef("");
-  const wanted = state || before;
-  const query = `limit=50${state ? `&state=${state}` : ""}${before ? `&before=${before}` : ""}`;
-  useEffect(() => {
-    if (!wanted) { asked.current = ""; setPage(null); return; }
-    if (asked.current === query && performance.now() - fetchedAt.current < REFETCH_MS) return;
-    if (asked.current !== query) setPage(null);
-    asked.current = query;
-    fetchedAt.current = performance.now();
-    api(`/api/jobs?${query}`).then((answer) => { if (asked.current === query) setPage(answer); }, () => {});
-  }, [query, wanted, beat.value]);
-  return wanted ? page : { jobs: jobs.value || [], next: jobs.value && jobs.value.length >= 50 ? jobs.value.at(-1).id : null };
-}
+export const STATES = ["scheduled", "queued", "running", "completed", "failed", "cancelled", "expired"];
+const LIMIT = 50;
 
 function matches(job, text) {
   if (!text) return true;
@@ -37,16 +20,19 @@ export function JobLog() {
   const [text, setText] = useState("");
   const [trail, setTrail] = useState([]); // the `before` of each page further back
   const state = stateFilter.value;
-  const page = usePage(state, trail.at(-1));
+  const before = trail.at(-1);
+  const history = useAnswer(state || before ? `/api/jobs?limit=${LIMIT}${state ? `&state=${state}` : ""}${before ? `&before=${before}` : ""}` : null);
+  const live = { jobs: jobs.value || [], next: jobs.value && jobs.value.length >= LIMIT ? jobs.value.at(-1).id : null };
+  const page = state || before ? history.answer : live;
   useEffect(() => setTrail([]), [state]);
   const rows = page ? page.jobs.filter((job) => matches(job, text.trim().toLowerCase())) : [];
   const onKey = (event) => {
     const number = /^#?(\d{1,16})$/.exec(text.trim());
-    if (event.key === "Enter" && number) openJob.value = Number(number[1]);
+    if (event.key === "Enter" && number) showJob(Number(number[1]));
     if (event.key === "Escape") setText("");
   };
   return html`<section class="panel" id="log" aria-labelledby="h-log">
-    <div class="head"><h2 id="h-log">Job log</h2>
+    <div class="head"><h2 id="h-log">Job log</h2><a class="all" href=${address("jobs", { state })}>all jobs</a>
       <input id="filter" type="search" placeholder="Filter these rows, or a job number" aria-label="Filter the rows shown; a job number and Enter opens that job" value=${text} onInput=${(e) => setText(e.target.value)} onKeyDown=${onKey} />
       <select id="log-state" aria-label="Status" value=${state} onChange=${(e) => { stateFilter.value = e.target.value; }}>
         <option value="">all statuses</option>${STATES.map((name) => html`<option value=${name}>${name}</option>`)}</select>
@@ -56,20 +42,31 @@ export function JobLog() {
       </span>
     </div>
     <div class="rows" tabindex="0" role="group" aria-labelledby="h-log">
-      <table class="jobs" role="table"><caption class="sr">Jobs, newest first. The number opens a job.</caption>
-        <thead role="rowgroup"><tr role="row">${["ID", "Task", "Prio", "Status", "Worker", "Result", "When"].map((head) => html`<th role="columnheader" scope="col">${head}</th>`)}</tr></thead>
-        <tbody role="rowgroup">${rows.map((job) => html`<${Row} key=${job.id} job=${job} />`)}</tbody>
-      </table>
+      <${JobTable} jobs=${rows} />
       ${page && stats.value && !rows.length && html`<p class="empty">${text || state || trail.length ? "No job matches." : "No job yet. Submit one with the form."}</p>`}
     </div>
   </section>`;
 }
 
-function Row({ job }) {
-  const open = () => { openJob.value = job.id; };
+/** Jobs as rows. `isFull`: with queue and a box to choose each; `chosen`: a Set of ids, `toggle(ids, isOn)`. */
+export function JobTable({ jobs: rows, isFull = false, chosen, toggle }) {
+  const heads = [["id", "ID"], ["task", "Task"], isFull && ["queue", "Queue"], ["priority", "Prio"], ["status", "Status"], ["worker", "Worker"], ["result", "Result"], ["when", "When"]];
+  const isAll = isFull && rows.length > 0 && rows.every((job) => chosen.has(job.id));
+  return html`<table class="jobs ${isFull ? "full" : ""}" role="table"><caption class="sr">Jobs, newest first. The number opens a job.</caption>
+    <thead role="rowgroup"><tr role="row">
+      ${isFull && html`<th role="columnheader" scope="col" class="c-check"><input type="checkbox" id="choose-all" aria-label="Select all on this page" checked=${isAll} onChange=${() => toggle(rows.map((job) => job.id), !isAll)} /></th>`}
+      ${heads.filter(Boolean).map(([name, head]) => html`<th role="columnheader" scope="col" class="c-${name}">${head}</th>`)}</tr></thead>
+    <tbody role="rowgroup">${rows.map((job) => html`<${Row} key=${job.id} job=${job} isFull=${isFull} isChosen=${isFull && chosen.has(job.id)} toggle=${toggle} />`)}</tbody>
+  </table>`;
+}
+
+function Row({ job, isFull, isChosen, toggle }) {
+  const open = () => showJob(job.id);
   return html`<tr role="row" class=${job.id === flashed.value ? "flash" : ""} onClick=${open} data-job=${job.id}>
+    ${isFull && html`<td role="cell" class="c-check" onClick=${(e) => e.stopPropagation()}><input type="checkbox" aria-label="Select job ${job.id}" checked=${isChosen} onChange=${() => toggle([job.id], !isChosen)} /></td>`}
     <td role="cell" class="c-id"><button type="button" class="link" onClick=${(e) => { e.stopPropagation(); open(); }} aria-label="Open job ${job.id}">#${job.id}</button></td>
     <td role="cell" class="c-task"><bdi title=${job.task}>${job.task}</bdi></td>
+    ${isFull && html`<td role="cell" class="c-queue"><bdi title=${job.queue}>${job.queue}</bdi></td>`}
     <td role="cell" class="c-priority"><${Priority} value=${job.priority} /></td>
     <td role="cell" class="c-status"><${JobBadges} job=${job} /></td>
     <td role="cell" class="c-worker">${job.worker ? html`<bdi title=${job.worker}>${job.worker}</bdi>` : html`<span class="muted">–</span>`}</td>

@@ -1,17 +1,23 @@
 // Puts the page together: layout, keys, theme, announcements.
 
-import { useEffect, useState } from "../vendor/preact-hooks.js";
+import { useEffect, useRef, useState } from "../vendor/preact-hooks.js";
 import { render } from "../vendor/preact.js";
 import "../vendor/signals.js";
 import { Drawer } from "./drawer.js";
+import { Failures } from "./failures.js";
+import { Jobs } from "./jobs.js";
 import { startLive } from "./live.js";
 import { JobLog } from "./log.js";
 import { Banners, Cards, Header, Security, StatusChart, TaskChart, Workers, summary } from "./panels.js";
+import { Queues } from "./queues.js";
+import { PAGES, go, route } from "./route.js";
+import { Schedules } from "./schedules.js";
 import { SubmitForm } from "./submit.js";
 import { html } from "./ui.js";
 import { Vitals } from "./vitals.js";
 
 const ANNOUNCE_MS = 10000; // a screen reader must be able to finish the sentence
+const GO_MS = 1500;
 
 function switchTheme() {
   const root = document.documentElement;
@@ -21,14 +27,24 @@ function switchTheme() {
   localStorage.setItem("greenroom-theme", root.dataset.theme);
 }
 
+let wentAt = -Infinity; // when g was hit: the next key says where to go
+
+function focusOn(id) {
+  const element = document.getElementById(id);
+  if (element) element.focus();
+}
+
+function submitKey() {
+  if (route.value.page !== "overview") go("overview");
+  requestAnimationFrame(() => focusOn("f-task"));
+}
+
 function onKey(event) {
-  const isTyping = event.target.closest && event.target.closest("input, textarea, select");
+  const isTyping = event.target.closest && event.target.closest("input:not([type=checkbox]), textarea, select");
   if (isTyping || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-  const action = {
-    n: () => document.getElementById("f-task").focus(),
-    "/": () => document.getElementById("filter").focus(),
-    t: switchTheme,
-  }[event.key];
+  const page = performance.now() - wentAt < GO_MS && PAGES.find((name) => name[0] === event.key);
+  wentAt = event.key === "g" ? performance.now() : -Infinity;
+  const action = page ? () => go(page) : { n: submitKey, "/": () => focusOn("filter"), t: switchTheme }[event.key];
   if (!action) return;
   event.preventDefault();
   action();
@@ -43,17 +59,28 @@ function Announcer() {
   return html`<p class="sr" aria-live="polite">${said}</p>`;
 }
 
-const Page = () => html`
-  <${Header} onTheme=${switchTheme} />
-  <main>
-    <${Banners} />
-    <${Cards} />
-    <div class="panels"><${StatusChart} /><${TaskChart} /><${Workers} /><${Security} /></div>
-    <div class="lower"><${JobLog} /><${SubmitForm} /></div>
-    <${Vitals} />
-  </main>
+const Overview = () => html`<${Cards} />
+  <div class="panels"><${StatusChart} /><${TaskChart} /><${Workers} /><${Security} /></div>
+  <div class="lower"><${JobLog} /><${SubmitForm} /></div>
+  <${Vitals} />`;
+
+const VIEWS = { overview: Overview, jobs: Jobs, failures: Failures, queues: Queues, schedules: Schedules };
+
+function Page() {
+  const { page } = route.value;
+  const main = useRef(null);
+  const shown = useRef(page);
+  useEffect(() => {
+    document.title = page === "overview" ? "Greenroom" : `${page[0].toUpperCase()}${page.slice(1)} · Greenroom`;
+    const isInside = main.current.contains(document.activeElement); // a key may have gone to a field already
+    if (shown.current !== page && !isInside) main.current.focus(); // so that a screen reader begins with what is new
+    shown.current = page;
+  }, [page]);
+  return html`<${Header} onTheme=${switchTheme} />
+  <main ref=${main} tabindex="-1"><${Banners} /><${VIEWS[page]} /></main>
   <${Drawer} />
   <${Announcer} />`;
+}
 
 document.addEventListener("keydown", onKey);
 const root = document.getElementById("app");

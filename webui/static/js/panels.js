@@ -1,7 +1,9 @@
 // The upper half of the page: header, banners, cards, charts, workers, security.
 
 import { count, day, length, share } from "./format.js";
-import { jobs, link, now, openJob, security, stateFilter, stats, workers, workersTotal } from "./state.js";
+import { PausedBanner } from "./queues.js";
+import { PAGES, address, route, showJob } from "./route.js";
+import { jobs, link, now, security, stateFilter, stats, workers, workersTotal } from "./state.js";
 import { Badge, Icon, When, html, workerCommand } from "./ui.js";
 
 const WARN_DAYS = 14;
@@ -19,11 +21,17 @@ export function Header({ onTheme }) {
   return html`<header class="top">
     <h1><img src="/static/favicon.svg" alt="" width="24" height="24" />Greenroom</h1>
     <span class="muted version">${stats.value ? `v${stats.value.version}` : ""}</span>
+    <${Nav} />
     <span class="grow"></span>
     <${TlsBadge} />
     <span class="pill tone-${tone}" id="link" title="how this page gets its news"><span class="dot"></span>${word}</span>
     <button class="quiet" type="button" onClick=${onTheme} title="light or dark (t)" aria-label="Switch between light and dark"><${Icon} name="theme" /></button>
   </header>`;
+}
+
+function Nav() {
+  return html`<nav aria-label="Pages">${PAGES.map((page) => html`<a key=${page} href=${address(page)} aria-current=${route.value.page === page ? "page" : null}>
+    ${page[0].toUpperCase() + page.slice(1)}</a>`)}</nav>`;
 }
 
 function TlsBadge() {
@@ -45,6 +53,7 @@ export function Banners() {
     ${link.value === "lost" && html`<p class="banner tone-bad" id="lost"><${Icon} name="warn" />Connection lost, retrying. The figures below are from before.</p>`}
     ${stats.value?.store?.full && html`<p class="banner tone-bad" id="disk-full"><${Icon} name="warn" />The broker's disk is nearly full: new jobs are refused, running ones can be settled.</p>`}
     ${stats.value?.damaged?.total > 0 && html`<p class="banner tone-bad"><${Icon} name="warn" />${count(stats.value.damaged.total)} jobs are damaged on the broker's disk; its log names them.</p>`}
+    <${PausedBanner} />
     ${waiting.length > 0 && html`<p class="banner tone-warn"><${Icon} name="warn" /><span>No connected worker can run
       ${waiting.slice(0, 3).map((task, i) => html`${i ? ", " : " "}<bdi class="mono">${task.task}</bdi> (${count(task.queued)} waiting)`)}
       ${waiting.length > 3 ? ` and ${waiting.length - 3} more` : ""}</span></p>`}
@@ -117,7 +126,7 @@ function Worker({ worker }) {
   const [job] = worker.jobs;
   return html`<li>
     <span class="who"><bdi class="name" title="${worker.address} · ${worker.software || ""}">${worker.name}</bdi><${Badge} state=${worker.status} /></span>
-    <span class="what muted"><span class="doing">${job ? html`<button type="button" class="link" onClick=${() => { openJob.value = job.id; }}><bdi>${job.task}</bdi> #${job.id}</button>
+    <span class="what muted"><span class="doing">${job ? html`<button type="button" class="link" onClick=${() => showJob(job.id)}><bdi>${job.task}</bdi> #${job.id}</button>
       ${` ${length(now.value - job.started_at)}`}${worker.running > 1 ? ` +${worker.running - 1}` : ""}` : `${count(worker.done)} done${worker.failed ? `, ${count(worker.failed)} failed` : ""}`}</span>
       <span class="heartbeat" title="last heartbeat"><span aria-hidden="true">♥ </span><span class="sr">last heartbeat </span><${When} at=${worker.last_seen_at} /></span></span>
   </li>`;

@@ -13,7 +13,6 @@ export const link = signal("connecting");
 export const beat = signal(0); // grows with every set of news
 export const tick = signal(performance.now()); // moves once a second, so that ages do
 
-export const openJob = signal(null); // id of the job in the drawer
 export const stateFilter = signal(""); // of the job log
 export const flashed = signal(0); // id of the job that was just submitted
 

@@ -2,7 +2,8 @@
 
 import { useState } from "../vendor/preact-hooks.js";
 import { post } from "./live.js";
-import { flashed, openJob, stats, workers } from "./state.js";
+import { showJob } from "./route.js";
+import { flashed, stats, workers } from "./state.js";
 import { html } from "./ui.js";
 
 const EXAMPLES = {
@@ -78,7 +79,7 @@ export function SubmitForm() {
         <textarea id="f-payload" class="mono" rows="3" spellcheck=${false} value=${form.payload} onInput=${(e) => set({ payload: e.target.value })} aria-invalid=${Boolean(said("payload"))} aria-describedby="e-payload"></textarea><//>
       <button class="primary" type="submit" disabled=${Boolean(problem) || sending}>${sending ? "Submitting…" : "Submit job"}</button>
       <div class="outcome" role="status">
-        ${outcome && html`<p><button type="button" class="link" onClick=${() => { openJob.value = outcome.id; }}>Job #${outcome.id}</button> is ${outcome.state}.</p>`}
+        ${outcome && html`<p><button type="button" class="link" onClick=${() => showJob(outcome.id)}>Job #${outcome.id}</button> is ${outcome.state}.</p>`}
         ${outcome && outcome.warning && html`<p class="tone-text-warn">${outcome.warning}.</p>`}
         ${refusal && !["task", "priority", "queue", "payload"].includes(refusal.field) && html`<p class="tone-text-bad">${refusal.message}</p>`}
       </div>

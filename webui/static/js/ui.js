@@ -27,6 +27,7 @@ const ICONS = {
   warn: "M8 2.5L14.2 13.5H1.8zM8 6.5v3M8 11.6v.2",
   theme: "M8 1.75a6.25 6.25 0 1 0 0 12.5zM8 1.75a6.25 6.25 0 0 1 0 12.5",
   close: "M4 4l8 8M12 4l-8 8",
+  paused: "M5.5 3.5v9M10.5 3.5v9",
 };
 
 /** An icon; decoration only, a word always stands beside it. */
