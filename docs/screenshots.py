@@ -2,8 +2,8 @@
 
     python docs/screenshots.py http://127.0.0.1:8080 [FOLDER]
 
-Writes overview-light.png, overview-dark.png, job.png and phone.png to FOLDER (by default docs/img). `./run screenshots` starts the
-demo and calls this.
+Writes the files of PICTURES to FOLDER (by default docs/img). `./run screenshots` starts the demo, with something for every page, and
+calls this.
 """
 
 from __future__ import annotations
@@ -11,16 +11,32 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from typing import NamedTuple
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 
-#: File name -> width, height, theme, whether a job is open.
+
+class Picture(NamedTuple):
+    """One picture: where the page is, how large the window, and what must be there before it is taken."""
+
+    address: str = ""
+    width: int = 1440
+    height: int = 900
+    theme: str = "light"
+    shows: str = "tr[data-job]"
+    clicks: str | None = None  # then this, a job that is opened
+
+
 PICTURES = {
-    "overview-light.png": (1440, 900, "light", False),
-    "overview-dark.png": (1440, 900, "dark", False),
-    "job.png": (1440, 900, "light", True),
-    "phone.png": (360, 800, "light", False),
+    "overview-light.png": Picture(),
+    "jobs.png": Picture("#/jobs"),
+    "overview-dark.png": Picture(theme="dark"),
+    "job.png": Picture(clicks="tr[data-job] button >> nth=0"),
+    "phone.png": Picture(width=360, height=800),
+    "failures.png": Picture("#/failures", shows="tr[data-group] >> nth=1"),
+    "queues.png": Picture("#/queues", shows="tr[data-queue] .s-paused"),
+    "schedules.png": Picture("#/schedules", shows="tr[data-schedule] .s-paused"),
 }
 
 
@@ -42,13 +58,14 @@ def main(url: str, folder: str = os.path.join(os.path.dirname(os.path.abspath(__
     os.makedirs(folder, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
-        for name, (width, height, theme, with_job) in PICTURES.items():
-            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce")
-            page.goto(url)
+        for name, picture in PICTURES.items():
+            page = browser.new_page(viewport={"width": picture.width, "height": picture.height}, color_scheme=picture.theme,
+                                    reduced_motion="reduce")
+            page.goto(url + picture.address)
             page.wait_for_selector("#link.tone-ok")
-            page.wait_for_selector("tr[data-job]")
-            if with_job:
-                page.click("tr[data-job] button >> nth=0")
+            page.wait_for_selector(picture.shows)
+            if picture.clicks is not None:
+                page.click(picture.clicks)
                 page.wait_for_selector(".sheet .facts")
             path = os.path.join(folder, name)
             page.screenshot(path=path)

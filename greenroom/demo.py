@@ -252,6 +252,8 @@ def run(stage: Stage, pictures: str | None) -> bool:
     say(f"{len(planned)} jobs at mixed priorities: each .py file of {folder} is counted and hashed, among built-in tasks.")
     with Client(stage.url, ca=stage.ca) as client:
         await_workers(client, WORKERS)
+        if pictures:
+            fill_pages(client)
         began = time.monotonic()
         ids = [handle.id for handle in client.submit_many(job._asdict() for job in planned)]
         progress = Progress(stage, client, len(ids))
@@ -266,6 +268,21 @@ def run(stage: Stage, pictures: str | None) -> bool:
     view = views[ids.index(killed.job)]
     say(f"Job {killed.job} was finished by {view['worker']}, on attempt {view['attempt']}: it is {view['state']}.\n")
     return report(planned, views, stats, took_s)
+
+
+def fill_pages(client: Client) -> None:
+    """Give the pages beside the overview something to show: failures of two kinds, a paused queue, schedules. For pictures only."""
+    missing = [client.submit("file_stats", {"path": f"/srv/orders/{number}.csv"}, queue="orders", priority=1, attempts=1) for number in range(14)]
+    wrong = [client.submit("fibonacci", {"n": -number}, priority=1, attempts=1) for number in range(1, 6)]
+    for _ in client.wait([handle.id for handle in (*missing, *wrong)], END_WITHIN_S):
+        pass
+    client.pause(queue="mail", seconds=3600, reason="the mail server is being moved")
+    for number in range(6):
+        client.submit("to_uppercase", {"data": f"letter {number}"}, queue="mail")
+    client.schedule("heartbeat", "to_uppercase", {"data": "still here"}, every="30s")
+    client.schedule("night-report", "fibonacci", {"n": 100}, cron="30 2 * * *", timezone="Europe/Berlin")
+    client.schedule("order-check", "is_prime", {"n": 97}, cron="*/15 6-20 * * mon-fri", queue="orders")
+    client.pause_schedule("order-check", "until the new tariff is in")
 
 
 def await_workers(client: Client, count: int) -> None:
