@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from greenroom.engine import Engine
 from greenroom.groups import Group
-from greenroom.job import FINISHED_STATES, QUEUED, RUNNING, SCHEDULED, Job, State
+from greenroom.job import FINISHED_STATES, QUEUED, RETRYABLE_STATES, RUNNING, SCHEDULED, Job, State
 from greenroom.lanes import Lane
 from greenroom.records import Pause
 
@@ -153,7 +153,8 @@ def _over(engine: Engine, job: Job, now: float) -> Gate | None:
         return Gate("damaged", f"its {engine.aside[job.id]} does not match the checksum on the broker's disk, so it is set aside",
                     "a person: docs/operations.md, Damage")
     if job.state in FINISHED_STATES:
-        return Gate("finished", f"it is over: {job.state.label} {span(now - (job.finished_at or now))} ago", "nothing: submit it again")
+        return Gate("finished", f"it is over: {job.state.label} {span(now - (job.finished_at or now))} ago",
+                    "retry it" if job.state in RETRYABLE_STATES else "nothing: submit it again")
     if job.state is RUNNING:
         return Gate("running", f"it is running: {job.worker} has had it for {span(now - (job.started_at or now))}", "it is open")
     return None
@@ -162,6 +163,8 @@ def _over(engine: Engine, job: Job, now: float) -> Gate | None:
 def _behind(line: Line, now: float, *, is_next: bool) -> Gate:
     least = "at least " if line.maybe else ""
     text = f"{least}{_count(line.ahead, 'job comes', 'jobs come')} before it"
+    if line.maybe and not line.ahead:
+        text = "it is the first in memory; jobs that only the disk has may come before it"
     if line.seconds is None or not is_next:
         return Gate("behind", text, "they are done")
     return Gate("behind", f"{text}, and its workers end {line.rate:.3g} a second: its turn comes in {least}about {span(line.seconds)}",
