@@ -95,6 +95,7 @@ class TwinStore(SimStore):
         _same("leases", [lease[1:] for lease in restored.leases], [lease[1:] for lease in twin.leases])
         _same("schedules", restored.schedules, twin.schedules)
         _same("pauses", sorted(restored.pauses), sorted(twin.pauses))
+        _same("unique keys", sorted(restored.keys), sorted(twin.keys))
         _same("cancelled", [job.id for job in restored.cancelled], [job.id for job in twin.cancelled])
         return restored
 
@@ -206,7 +207,7 @@ class TwinStore(SimStore):
     def _contents(self) -> list[object]:
         leases = sorted((job_id, lease[0]) for job_id, lease in self._leases.items())
         return [{job.id: _row(job) for job in self._jobs.values()}, leases, self._next["job"], self._next["fence"],
-                len(self._submissions), [self._schedules[name] for name in sorted(self._schedules)], sorted(self._pauses),
+                len(self._submissions), [self._schedules[name] for name in sorted(self._schedules)], sorted(self._pauses.values()),
                 sorted(line for lines in self._lines.values() for line in lines)]
 
     def shut(self) -> None:
@@ -241,7 +242,7 @@ def _contents(store: SqliteStore, ids: list[int]) -> list[object]:
     numbers = dict(store._query("SELECT name, value FROM meta WHERE name IN ('next_job', 'next_fence')", ()))
     return [rows, store._query("SELECT job, fence FROM leases ORDER BY job", ()), numbers["next_job"], numbers["next_fence"],
             store._query("SELECT count(*) FROM submissions", ())[0][0], schedules(store._query),
-            store._query("SELECT kind, name FROM pauses ORDER BY kind, name", ()),
+            store._query("SELECT kind, name, paused_at, until, reason, paused_by FROM pauses ORDER BY kind, name", ()),
             store._query("SELECT job, seq, at, attempt, text FROM log_lines ORDER BY job, seq", ())]
 
 

@@ -265,7 +265,7 @@ def test_a_damaged_pause_ends_the_start_as_nobody_knows_what_it_holds_back(folde
     with pytest.raises(StoreError, match="the pause of queue mail; nothing was changed"):
         SqliteStore(folder).open()
     with opened_for_check(folder) as (query, _):
-        assert list(sums(query)) == ["pauses: the row of queue mail does not match its checksum"]
+        assert list(sums(query)) == ["pauses: the row of queue does not match its checksum"]
 
 
 def test_every_column_that_is_written_is_summed(folder: Path) -> None:
