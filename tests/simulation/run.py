@@ -231,7 +231,7 @@ class Run:
             attempts = rng.choice([1, 2, 5, 5])
             if attempts < 5:
                 item.update(attempts=attempts, backoff="fixed", backoff_base=rng.choice([0.0, 0.5, 2.0]))
-            if rng.random() < 0.1:
+            if not self.is_flood and rng.random() < 0.1:
                 item["unique_key"] = rng.choice("abcdef")
             if rng.random() < 0.1:
                 item["expires_in"] = rng.choice([0.5, 4.0])
