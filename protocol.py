@@ -29,7 +29,7 @@ _new_tuple = tuple.__new__  # makes a record without the Python function that it
 #: Before the greeting nobody may make us keep more than this. A worker that comes back with 1,000 leases needs 20 kB.
 HELLO_FRAME_BYTES = 64 * 1024
 
-#: A request may hold so many values in its lists and maps: a submit of 1,000 jobs with every option has 8,000. Without it a frame of
+#: A request may hold so many values in its lists and maps: a submit of 1,000 jobs with all the usual options has 9,000. Without it a frame of
 #: empty lists costs the broker's hub 200 ms.
 MAX_REQUEST_VALUES = 16_000
 #: An answer may hold more: 1,000 views have 25,000.

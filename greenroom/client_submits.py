@@ -15,7 +15,7 @@ from greenroom.errors import (BusyError, ConnectError, DrainingError, GreenroomE
                               UnknownOutcomeError, from_wire)
 from greenroom.link import Answer, Backoff, Link
 from greenroom.unique import Duplicate
-from greenroom.protocol import pack_value
+from greenroom.protocol import MAX_REQUEST_VALUES, pack_value
 
 #: A client sends the same submission again for so long at most (the broker remembers it for twice that).
 RESEND_S = 300.0
@@ -32,6 +32,9 @@ JOB_BYTES = 512
 #: What that bound holds for. Other options may be long (lists of names, a key of 256 characters), and are packed to be measured.
 PLAIN = frozenset({"task", "payload", "encoding", "queue", "priority", "delay", "run_at"})
 
+#: Values in its maps and lists: a broker takes some more. Jobs with twenty options each must come in smaller frames.
+FRAME_VALUES = MAX_REQUEST_VALUES - 100
+
 _clock = Clock()
 
 
@@ -45,6 +48,11 @@ def reading_failed(exc: Exception) -> InvalidError:
     failure = InvalidError(f"reading the jobs failed: {type(exc).__name__}: {exc}")
     failure.__cause__ = exc
     return failure
+
+
+def _count_values(job: dict) -> int:
+    """Return how many of a frame's values a job takes: as an item of the list, as a map, its fields, and what stands in their lists."""
+    return 2 + len(job) + sum(1 + len(value) for value in job.values() if isinstance(value, (list, tuple)))
 
 
 class Frame:
@@ -104,7 +112,7 @@ class Submits:
             self._take_one()
 
     def _cut(self, most_jobs: int, most_bytes: int, most_payload: int) -> Iterator[Frame]:
-        frame, size = Frame(self._timeout_s), 0
+        frame, size, values = Frame(self._timeout_s), 0, 0
         unanswered = UnknownOutcomeError("the broker has not answered")  # until it does
         for place, job in enumerate(self._read()):
             if isinstance(job, GreenroomError):
@@ -115,16 +123,19 @@ class Submits:
                 self.outcomes.append(TooLargeError(f"payload has {payload_bytes} bytes, the limit is {most_payload}",
                                                    field="payload"))
                 continue
-            job_bytes = payload_bytes + JOB_BYTES
+            job_bytes, job_values = payload_bytes + JOB_BYTES, len(PLAIN) + 2
             if not job.keys() <= PLAIN:
+                job_values = _count_values(job)
                 job_bytes += len(pack_value({name: value for name, value in job.items() if name not in PLAIN}))
-            if frame.jobs and (len(frame.jobs) >= most_jobs or size + job_bytes > most_bytes):
+            if frame.jobs and (len(frame.jobs) >= most_jobs or size + job_bytes > most_bytes
+                               or values + job_values > FRAME_VALUES):
                 yield frame
-                frame, size = Frame(self._timeout_s), 0
+                frame, size, values = Frame(self._timeout_s), 0, 0
             self.outcomes.append(unanswered)
             frame.places.append(place)
             frame.jobs.append(job)
             size += job_bytes
+            values += job_values
         if frame.jobs:
             yield frame
 

@@ -13,7 +13,7 @@ from greenroom.client import Client, SubmitError
 from greenroom.errors import (BusyError, ConfigError, ConnectError, FinishedError, FullError, InvalidError, JobFailedError,
                               NotFoundError, TooLargeError, UnknownOutcomeError, WaitTimeoutError)
 from greenroom.job import OPTIONS, Option
-from greenroom.protocol import pack_value, unpack_value
+from greenroom.protocol import MAX_REQUEST_VALUES, FrameReader, encode_frame, pack_value, unpack_value
 from tests.scripted import Background, Peer, Program, ScriptedBroker
 
 
@@ -165,6 +165,21 @@ def test_frames_are_cut_by_long_options_too(broker: ScriptedBroker, client: Clie
         peer.reply(request, jobs=list(range(1, sizes[-1] + 1)))
     assert sizes == [335, 335, 330] and request["jobs"][0] == {"task": "t", "retry_on": names}
     assert len(call.result()) == 1000
+
+
+def test_jobs_with_many_options_come_in_frames_that_a_broker_takes(broker: ScriptedBroker, client: Client) -> None:
+    options = {"attempts": 3, "backoff": "fixed", "backoff_base": 1, "backoff_cap": 9, "jitter": False, "retry_on": ["A", "B", "C"],
+               "retry_never": ["D"], "expires_in": 5, "timeout": 5, "unique_for": 5, "queue": "q", "priority": 1, "delay": 1}
+    call = Background(client.submit_many, [{"task": "t", "payload": {}, "unique_key": str(number)} for number in range(2000)], **options)
+    peer = broker.greeted()
+    sizes = []
+    while sum(sizes) < 2000:
+        request = peer.expect("submit")
+        sizes.append(len(request["jobs"]))
+        reader = FrameReader(max_values=MAX_REQUEST_VALUES)
+        assert reader.feed(encode_frame(request)) and reader.failed is None
+        peer.reply(request, jobs=list(range(1, sizes[-1] + 1)))
+    assert len(sizes) == 4 and len(call.result()) == 2000
 
 
 def test_an_option_that_does_not_exist_is_a_type_error(client: Client) -> None:
