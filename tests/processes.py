@@ -153,6 +153,16 @@ class BrokerProcess(Process):
         self.spawn()
         until(self._is_ready, f"the broker is ready; it said: {self.output[-2000:]}", within_s)
 
+    def start_broken(self, how: str) -> None:
+        """Start it once as tests/broken_broker.py, with BREAK in its environment."""
+        command, env = self._command, self._env
+        self._command = [command[0], str(ROOT / "tests/broken_broker.py"), *command[2:]]
+        self._env = {**env, "BREAK": how}
+        try:
+            self.start()
+        finally:
+            self._command, self._env = command, env
+
     def comes_up(self, within_s: float = DEADLINE_S) -> bool:
         """Start it and wait until it is ready (True) or has ended (False)."""
         self.spawn()
