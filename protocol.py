@@ -13,7 +13,8 @@ from typing import NamedTuple
 import msgpack
 
 from greenroom.errors import (GreenroomError, InvalidError, ProtocolError, TooLargeError, UnknownVerbError, VersionError)
-from greenroom.job import NUMBER_LIMIT, OPTIONS, STATE_BY_LABEL, check_name, is_number
+from greenroom.job import (
+    MOST_TIME, NUMBER_LIMIT, OPTIONS, STATE_BY_LABEL, YEAR_S, check_flag, check_name, is_number, seconds_between)
 from greenroom.job_log import LINE_CHARACTERS, TEXT_CHARACTERS
 from greenroom.records import ReportItem, SettleItem
 from greenroom.schedule_limits import (DEFAULT_MISSED, MAX_CRON_CHARACTERS, MAX_EVERY_CHARACTERS, MAX_MISSED, MAX_REASON_CHARACTERS,
@@ -313,14 +314,6 @@ def _integer(low: int, high: int) -> Callable[[object], int]:
     return check
 
 
-def _seconds(low: float, high: float) -> Callable[[object], float]:
-    def check(value: object) -> float:
-        if not is_number(value) or not low <= value <= high:
-            raise ValueError(f"must be a number of seconds from {low} to {high}")
-        return float(value)
-    return check
-
-
 def _text(limit: int) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not isinstance(value, str) or len(value) > limit:
@@ -373,12 +366,6 @@ def _names(value: object) -> list[str]:
     return [check_name(item) for item in _items(0)(value)]
 
 
-def _flag(value: object) -> bool:
-    if type(value) is not bool:
-        raise ValueError("must be true or false")
-    return value
-
-
 def _sixteen(value: object) -> bytes:
     if not isinstance(value, bytes) or len(value) != 16:
         raise ValueError("must be 16 bytes")
@@ -402,7 +389,7 @@ def _option(name: str) -> Field:
     return Field(name, OPTIONS[name].check)
 
 
-_WAIT = Field("wait", _seconds(0, DEFAULT_LIMITS.wait), 0.0)
+_WAIT = Field("wait", seconds_between(0, DEFAULT_LIMITS.wait), 0.0)
 _JOB_IDS = Field("jobs", _ids, required=True)
 _SCHEDULE = Field("name", check_name, required=True)
 
@@ -425,18 +412,18 @@ VERBS: dict[str, tuple[Field, ...]] = {
     "logs": (
         Field("job", _integer(1, NUMBER_LIMIT - 1), required=True), Field("after", _integer(0, NUMBER_LIMIT - 1), 0),
         Field("limit", _integer(1, 1000), 1000), _WAIT),
-    "get": (_JOB_IDS, Field("payload", _flag, False)),
+    "get": (_JOB_IDS, Field("payload", check_flag, False)),
     "wait": (_JOB_IDS, _WAIT),
     "reserve": (
         Field("n", _integer(0, 1000), required=True), Field("queues", _names), Field("tasks", _names), _WAIT),
     "settle": (Field("leases", _items(1), required=True),),
     "heartbeat": (Field("leases", _leases(0)),),
     "report": (Field("leases", _items(1), required=True),),
-    "extend": (Field("leases", _leases(1), required=True), Field("for", _seconds(1, 86400), required=True)),
+    "extend": (Field("leases", _leases(1), required=True), Field("for", seconds_between(1, 86400), required=True)),
     "jobs": (
         Field("state", _word(*STATE_BY_LABEL)), Field("queue", check_name), Field("task", check_name),
         Field("worker", check_name), Field("before", _integer(1, NUMBER_LIMIT)), Field("limit", _integer(1, 1000), 50),
-        Field("payload", _flag, False)),
+        Field("payload", check_flag, False)),
     "queues": (),
     "workers": (),
     "stats": (),
@@ -455,7 +442,7 @@ VERBS: dict[str, tuple[Field, ...]] = {
     "schedule_run": (_SCHEDULE,),
     "ping": (),
     "pause": (
-        Field("queue", check_name), Field("task", check_name), Field("for", _seconds(1, 366 * 86400)), Field("reason", _text(256), ""),
+        Field("queue", check_name), Field("task", check_name), Field("for", seconds_between(1, YEAR_S)), Field("reason", _text(256), ""),
         Field("by", _text(128))),
     "resume": (Field("queue", check_name), Field("task", check_name)),
     "pauses": (),
@@ -545,8 +532,8 @@ def parse_settle(item: object, max_result_bytes: int) -> SettleItem:
         return SettleItem(job, fence, "fail", None, False, _parse_error(item[3] if len(item) > 3 else None), _parse_wish(item))
     if outcome == "snooze":
         seconds = item[3] if len(item) > 3 else None
-        if not is_number(seconds) or not 0 <= seconds <= MOST_SNOOZE_S:
-            raise InvalidError(f"a snooze is followed by seconds from 0 to {MOST_SNOOZE_S}", field="leases")
+        if not is_number(seconds) or not 0 <= seconds <= YEAR_S:
+            raise InvalidError(f"a snooze is followed by seconds from 0 to {YEAR_S}", field="leases")
         return SettleItem(job, fence, "snooze", None, False, None, float(seconds))
     if outcome == "nack":
         begun = item[3] if len(item) > 3 else True
@@ -557,10 +544,6 @@ def parse_settle(item: object, max_result_bytes: int) -> SettleItem:
         return SettleItem(job, fence, "crash", None, False, None)
     raise InvalidError("a settle needs an outcome: ack, fail, snooze, nack or crash", field="leases")
 
-
-#: A year, as for a delay; and the end of the year 9999.
-MOST_SNOOZE_S = 366 * 86400
-MOST_TIME = 253402300799
 
 #: Longer texts of an error are cut, never refused: a failure must not be lost because it is long.
 ERROR_LIMITS = {"name": 128, "message": 4096, "traceback": 16384}

@@ -403,7 +403,8 @@ class Batches:
 
     @property
     def _wants_store(self) -> bool:
-        return bool(self._loads or self._refills or self._wants_scheduled or self._wants_expired or self._prune_at is not None or self._numbers_low())
+        return bool(self._loads or self._refills or self._wants_scheduled or self._wants_expired or self._prune_at is not None
+                    or self._numbers_low())
 
     def flush(self) -> bool:
         """Close what gathered while the slices were applied, if `fetch` would otherwise have to write more than a slice of it.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from greenroom.clock import Clock
 from greenroom.errors import (BusyError, ConnectError, DrainingError, GreenroomError, InvalidError, TooLargeError,
                               UnknownOutcomeError, from_wire)
+from greenroom.job import PLAIN_OPTIONS
 from greenroom.link import Answer, Backoff, Link
 from greenroom.unique import Duplicate
 from greenroom.protocol import MAX_REQUEST_VALUES, pack_value
@@ -26,11 +27,9 @@ WINDOW = 4
 #: Bytes at which a frame is full. Well under the frame limit: such a frame takes some milliseconds to decode.
 FRAME_BYTES = 2**20
 
-#: An upper bound of what a job adds to a frame besides its payload: keys, three names of 128 characters, numbers.
+#: An upper bound of what a job adds to a frame besides its payload: keys, three names of 128 characters, numbers. It holds for
+#: PLAIN_OPTIONS; others may be long (lists of names, a key of 256 characters), and are packed to be measured.
 JOB_BYTES = 512
-
-#: What that bound holds for. Other options may be long (lists of names, a key of 256 characters), and are packed to be measured.
-PLAIN = frozenset({"task", "payload", "encoding", "queue", "priority", "delay", "run_at"})
 
 #: Values in its maps and lists: a broker takes some more. Jobs with twenty options each must come in smaller frames.
 FRAME_VALUES = MAX_REQUEST_VALUES - 100
@@ -123,10 +122,10 @@ class Submits:
                 self.outcomes.append(TooLargeError(f"payload has {payload_bytes} bytes, the limit is {most_payload}",
                                                    field="payload"))
                 continue
-            job_bytes, job_values = payload_bytes + JOB_BYTES, len(PLAIN) + 2
-            if not job.keys() <= PLAIN:
+            job_bytes, job_values = payload_bytes + JOB_BYTES, len(PLAIN_OPTIONS) + 2
+            if not job.keys() <= PLAIN_OPTIONS:
                 job_values = _count_values(job)
-                job_bytes += len(pack_value({name: value for name, value in job.items() if name not in PLAIN}))
+                job_bytes += len(pack_value({name: value for name, value in job.items() if name not in PLAIN_OPTIONS}))
             if frame.jobs and (len(frame.jobs) >= most_jobs or size + job_bytes > most_bytes
                                or values + job_values > FRAME_VALUES):
                 yield frame

@@ -6,7 +6,7 @@ its jobs nor those of other lanes are touched, and what is not paused pays nothi
 
 from __future__ import annotations
 
-from greenroom.errors import BusyError, DrainingError, FullError, ConflictError
+from greenroom.errors import BusyError, ConflictError, DrainingError, FullError
 from greenroom.job import CANCELLED, QUEUED, RUNNING, SCHEDULED, Job, JobChange, Rewrite, move, rank_of
 from greenroom.lanes import Lane
 from greenroom.leases import LeaseRules

@@ -18,8 +18,8 @@ from greenroom.effects import Delivery, Notice
 from greenroom.errors import BusyError, ConflictError, DrainingError, FinishedError, FullError, GoneError, NotFoundError
 from greenroom.expiry import LOOKS_APART_S
 from greenroom.groups import Group
-from greenroom.job import (CANCELLED, EXPIRED, FAILED, FINISHED_STATES, QUEUED, RETRYABLE_STATES, RUNNING, SCHEDULED, Job, JobOptions, NewJob,
-                           State, move, rank_of)
+from greenroom.job import (CANCELLED, EXPIRED, FAILED, FINISHED_STATES, QUEUED, RETRYABLE_STATES, RUNNING, SCHEDULED, Job, JobOptions,
+                           NewJob, State, move, rank_of)
 from greenroom.job_log import end_progress
 from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
 from greenroom.leases import damaged_error

@@ -27,8 +27,8 @@ class Expiry:
         if self.look_at is None or at < self.look_at:
             self.look_at = at
 
-    def is_due(self, now: float) -> bool:
-        """Tell whether to look now, and expect that it is done."""
+    def take_due(self, now: float) -> bool:
+        """Return whether to look now; then the look is the caller's, and is not due again before the next `note`."""
         if self.look_at is None or self.look_at > now:
             return False
         self.look_at = None

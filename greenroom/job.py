@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 #: Job ids, places and fences stay below this: a double, and so every JSON reader, holds them exactly.
 NUMBER_LIMIT = 2**53
 
+#: The longest time that something may be put off, and the latest time there is: the end of the year 9999.
+YEAR_S = 366 * 86400
+MOST_TIME = 253402300799
+
 #: Names of queues, tasks and workers. No character that needs escaping in a URL, a log line or a page.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -83,8 +87,9 @@ class Run(NamedTuple):
     error: dict[str, str] | None  # of a failed one
 
 
-#: How a run can end that does not complete its job.
-RUN_OUTCOMES = ("failed", "snoozed", "lost", "expired", "crash", "nack", "bye", "not presented")
+#: Reasons for which a job is requeued, and with them how else a run can end that does not complete its job.
+REQUEUES = ("lost", "expired", "crash", "nack", "bye", "not presented")
+RUN_OUTCOMES = ("failed", "snoozed", *REQUEUES)
 
 
 class Rewrite(NamedTuple):
@@ -202,6 +207,10 @@ class Extras(NamedTuple):
     unique_for: float | None = None
     unique_mode: str = "until_done"
 
+    def asked(self) -> dict[str, object]:
+        """Return the options that are not at their default, by name."""
+        return {name: value for name, value in self._asdict().items() if value != getattr(USUAL, name)}
+
 
 #: What jobs have that ask for none of them.
 USUAL = Extras()
@@ -288,18 +297,19 @@ def is_number(value: object) -> bool:
 
 
 def _check_delay(value: object) -> float:
-    if not is_number(value) or not 0 <= value <= 366 * 86400:
+    if not is_number(value) or not 0 <= value <= YEAR_S:
         raise ValueError("must be a number of seconds from 0 to 31622400 (366 days)")
     return float(value)
 
 
 def _check_run_at(value: object) -> float:
-    if not is_number(value) or not 0 <= value <= 253402300799:
+    if not is_number(value) or not 0 <= value <= MOST_TIME:
         raise ValueError("must be a time in seconds since 1970")
     return float(value)
 
 
-def _seconds(low: float, high: float) -> Callable[[object], float]:
+def seconds_between(low: float, high: float) -> Callable[[object], float]:
+    """Return the check of a number of seconds in a range; both ends are allowed."""
     def check(value: object) -> float:
         if not is_number(value) or not low <= value <= high:
             raise ValueError(f"must be a number of seconds from {low:g} to {high:.0f}")
@@ -319,7 +329,8 @@ def _check_backoff(value: object) -> str:
     return value
 
 
-def _check_flag(value: object) -> bool:
+def check_flag(value: object) -> bool:
+    """Return a bool, or raise ValueError."""
     if type(value) is not bool:
         raise ValueError("must be true or false")
     return value
@@ -345,8 +356,6 @@ def _check_unique_mode(value: object) -> str:
 
 
 BACKOFFS = ("none", "fixed", "linear", "exponential")
-_YEAR_S = 366 * 86400
-
 #: The options of a job, in the order of the documentation. `task` alone is required.
 OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("task", "name", check_name, None, "the function that a worker runs; required"),
@@ -357,27 +366,30 @@ OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("delay", "seconds", _check_delay, None, "not before so many seconds from now; 0 … 31622400"),
     Option("run_at", "time", _check_run_at, None, "not before this time; one that is past means at once"),
     Option("attempts", "int", _check_attempts, 5, "runs that may fail before the job is failed for good; 1 … 1000"),
-    Option("retry_for", "seconds", _seconds(1, _YEAR_S), None, "instead of `attempts`: retried for so long after the first failure"),
-    Option("backoff", "word", _check_backoff, "exponential", "how the pauses between tries grow: `none`, `fixed`, `linear` or `exponential`"),
-    Option("backoff_base", "seconds", _seconds(0, 86400), 10.0, "the first pause; 0 … 86400"),
-    Option("backoff_cap", "seconds", _seconds(0, _YEAR_S), 3600.0, "the longest pause"),
-    Option("jitter", "bool", _check_flag, None, "a pause is a random part of what it would be; left out: unless the backoff is `fixed`"),
+    Option("retry_for", "seconds", seconds_between(1, YEAR_S), None, "instead of `attempts`: retried for so long after the first failure"),
+    Option("backoff", "word", _check_backoff, "exponential",
+           "how the pauses between tries grow: `none`, `fixed`, `linear` or `exponential`"),
+    Option("backoff_base", "seconds", seconds_between(0, 86400), 10.0, "the first pause; 0 … 86400"),
+    Option("backoff_cap", "seconds", seconds_between(0, YEAR_S), 3600.0, "the longest pause"),
+    Option("jitter", "bool", check_flag, None, "a pause is a random part of what it would be; left out: unless the backoff is `fixed`"),
     Option("retry_on", "list of texts", _check_error_names, (), "names of errors after which alone it is retried; empty: any"),
     Option("retry_never", "list of texts", _check_error_names, (), "names of errors after which it is never retried"),
-    Option("expires_in", "seconds", _seconds(0.001, _YEAR_S), None, "expired, and never run, if not begun within so long from when it may run"),
-    Option("timeout", "seconds", _seconds(0.001, _YEAR_S), None, "a run that takes longer has failed, whatever its worker says"),
+    Option("expires_in", "seconds", seconds_between(0.001, YEAR_S), None,
+           "expired, and never run, if not begun within so long from when it may run"),
+    Option("timeout", "seconds", seconds_between(0.001, YEAR_S), None, "a run that takes longer has failed, whatever its worker says"),
     Option("unique_key", "text", _check_key, None, "a submit is a duplicate while a job with this key is there; 1 to 256 characters"),
-    Option("unique_for", "seconds", _seconds(0.001, _YEAR_S), None, "the key is free again after so long, at the latest"),
-    Option("unique_mode", "word", _check_unique_mode, "until_done", "`until_done`: the key is free when its job is finished; `throttle`: only after `unique_for`"),
+    Option("unique_for", "seconds", seconds_between(0.001, YEAR_S), None, "the key is free again after so long, at the latest"),
+    Option("unique_mode", "word", _check_unique_mode, "until_done",
+           "`until_done`: the key is free when its job is finished; `throttle`: only after `unique_for`"),
 )}
 
-#: Those that most jobs have, and the others, which are kept together (Extras).
-_PLAIN = ("task", "payload", "encoding", "queue", "priority", "delay", "run_at")
-_is_plain = frozenset(_PLAIN).issuperset
+#: Those that most jobs have; the others are kept together (Extras).
+PLAIN_OPTIONS = frozenset(OPTIONS) - frozenset(Extras._fields)
+_is_plain = PLAIN_OPTIONS.issuperset
 
 # What the check of a job needs of each option, as tuples.
-_CHECKS = tuple((name, OPTIONS[name].check, OPTIONS[name].default) for name in _PLAIN)
-_EXTRA_CHECKS = tuple((option.name, option.check) for option in OPTIONS.values() if option.name not in _PLAIN)
+_CHECKS = tuple((name, OPTIONS[name].check, OPTIONS[name].default) for name in OPTIONS if name in PLAIN_OPTIONS)
+_EXTRA_CHECKS = tuple((option.name, option.check) for option in OPTIONS.values() if option.name not in PLAIN_OPTIONS)
 
 
 #: Makes a record without the Python function that its class would call: half the time.

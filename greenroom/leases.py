@@ -31,9 +31,7 @@ from greenroom.unique import Keys
 
 #: After so many leases of a job were lost to dead or silent workers it is failed: it may be what kills them.
 MAX_CRASHES = 5
-#: Reasons for which a job is requeued.
-REQUEUES = ("lost", "expired", "crash", "nack", "bye", "not presented")
-#: … and those for which it comes back without having been begun: that is no requeue.
+#: Reasons for which a job comes back without having been begun: that is no requeue.
 RETURNS = ("unbegun", "never arrived")
 #: A lease older than this is written to the store, so that it survives a restart; most jobs are done before.
 CHECKPOINT_AFTER_S = 1.0
@@ -561,7 +559,7 @@ class LeaseRules:
             self._returned[job.lane] = None
             left -= 1
         self._ask_scheduled()
-        if self.expiry.is_due(now):
+        if self.expiry.take_due(now):
             self.effects.wants_expired = True
         self._serve_returned(now)
         self.paces.look(self.lanes.values(), now)

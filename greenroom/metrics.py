@@ -17,7 +17,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from greenroom.distributions import Distribution
 from greenroom.errors import WIRE_ERRORS
-from greenroom.leases import REQUEUES, RETURNS
+from greenroom.job import REQUEUES
+from greenroom.leases import RETURNS
 from greenroom.tls import REJECTION_REASONS
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from greenroom.engine import Engine
 from greenroom.groups import Group
-from greenroom.job import SMALL_BYTES, STATES, USUAL, Job, State
+from greenroom.job import SMALL_BYTES, STATES, Job, State
 from greenroom.lanes import Lane
 from greenroom.records import Pause
 from greenroom.sessions import Session
@@ -45,7 +45,7 @@ def view(job: Job, *, with_payload: bool = False, with_result: bool = False) -> 
         "encoding": "raw" if job.raw else "msgpack", "error": job.error,
     }
     if job.extras is not None:
-        shown["options"] = {name: value for name, value in job.extras._asdict().items() if value != getattr(USUAL, name)}
+        shown["options"] = job.extras.asked()
     if job.report is not None:
         shown.update(job.report.shown())
     if job.damage is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from greenroom.job import USUAL, Extras, Job
+from greenroom.job import Extras, Job
 from greenroom.job_log import Report
 
 #: What a job notes beside its options, and what it is when nothing happened.
@@ -18,7 +18,7 @@ def pack_extras(job: Job) -> str | None:
     """Return the text for the store, or None: the job has nothing of the kind."""
     if job.extras is None and not job.settled_fence and job.report is None:
         return None
-    values = {name: value for name, value in (job.extras or USUAL)._asdict().items() if value != getattr(USUAL, name)}
+    values = {} if job.extras is None else job.extras.asked()
     values.update((name, getattr(job, name)) for name, nothing in _NOTED.items() if getattr(job, name) != nothing)
     if job.report is not None:
         values["report"] = job.report

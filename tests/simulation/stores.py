@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from tests.core import CrashStore
+from tests.crash_store import CrashStore
 from tests.simulation.world import Violation, World
 from tests.stores.power_vfs import PowerDisk, Replay, lay_out
 from greenroom.errors import StoreError

@@ -13,7 +13,7 @@ from greenroom.records import StoredSchedule
 from greenroom.stores import open_store
 from greenroom.stores.sqlite_check import CHECKS, findings, opened_for_check
 from greenroom.stores.sqlite_opening import APPLICATION_ID, DATABASE, MIGRATIONS, run_migration
-from tests.core import CrashStore
+from tests.crash_store import CrashStore
 from tests.stores.test_conformance import House, build  # noqa: F401  (a fixture)
 
 

@@ -18,7 +18,7 @@ from greenroom.protocol import VERBS, check_fields, parse_request
 from greenroom.records import SettleItem
 from greenroom.sessions import Session
 from greenroom.verbs import HANDLERS
-from tests.core import CrashStore
+from tests.crash_store import CrashStore
 
 HOUR, DAY = 3600.0, 86400.0
 
