@@ -1,8 +1,9 @@
 """Scenarios in a real Chromium, run by test_dashboard.py in a process of their own (playwright and gevent do not mix).
 
-    python browser_scenarios.py CHROMIUM URL SCENARIO [JSON]
+    python browser_scenarios.py CHROMIUM
 
-Ends with 0 if the scenario passed. A scenario that needs something done to the broker prints a word and waits for a line on stdin.
+One browser for all of them; each line of stdin, {"name", "url", "facts"}, is a scenario in a window of its own. A scenario that needs
+something done to the broker prints {"ask": WORD} and waits for a line; at its end it prints {"passed"} or {"failed": TRACEBACK}.
 Every scenario also checks that no dialog opened, no policy was violated and no request left the origin.
 """
 
@@ -11,10 +12,11 @@ from __future__ import annotations
 import json
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from urllib.parse import quote
 
-from playwright.sync_api import ConsoleMessage, Dialog, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request, sync_playwright
 
 DEADLINE_MS = 20_000
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -24,6 +26,11 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 FOREIGN = "#app img:not([src^='/static/']), #app script, #app iframe, #app a:not([href^='#/'])"
 
 FIBONACCI_100 = "354224848179261915075"
+
+
+def say(**what: object) -> None:
+    """Print a line for test_dashboard.py."""
+    print(json.dumps(what), flush=True)
 
 
 class Visit:
@@ -62,7 +69,7 @@ class Visit:
 
     def ask_test(self, word: str) -> None:
         """Have the test do something to the broker."""
-        print(word, flush=True)
+        say(ask=word)
         sys.stdin.readline()
 
     def submit(self, task: str, payload: str | None = None) -> int:
@@ -453,6 +460,7 @@ def failures_are_grouped_and_one_is_tried_first(visit: Visit) -> None:
     page.click("tr:has-text('BadPayloadError') button:has-text('Retry one first')")
     page.wait_for_selector(".first.tone-bad:has-text('It failed again. BadPayloadError')")
     number = page.get_attribute(".first.tone-bad", "data-first")
+    page.wait_for_selector(f"tr:has-text('BadPayloadError') button:text-is('#{number}')")  # it is in its group again
     with page.expect_response(lambda response: response.url.endswith(f"/api/jobs/{number}")):  # the same one again is looked at anew
         page.click("tr:has-text('BadPayloadError') button:has-text('Retry one first')")
     page.wait_for_selector(".first.tone-bad:has-text('It failed again. BadPayloadError')")
@@ -567,19 +575,31 @@ SCENARIOS: dict[str, Callable[[Visit], None]] = {scenario.__name__: scenario for
     the_other_pages_have_contrast_and_fit_a_window)}
 
 
-def main(chromium: str, url: str, name: str, facts: str = "{}") -> None:
+def run(browser: Browser, name: str, url: str, facts: dict) -> None:
     """Run one scenario; raises AssertionError or playwright's TimeoutError when it fails."""
     scenario = SCENARIOS[name]
     width, height = WINDOWS.get(scenario, (1440, 900))
+    context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce")
+    try:
+        visit = Visit(context.new_page(), url, facts)
+        scenario(visit)
+        assert not visit.wrong, visit.wrong
+    finally:
+        context.close()
+
+
+def main(chromium: str) -> None:
+    """Run scenarios until stdin ends."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce")
-        visit = Visit(context.new_page(), url, json.loads(facts))
-        try:
-            scenario(visit)
-            assert not visit.wrong, visit.wrong
-        finally:
-            browser.close()
+        while line := sys.stdin.readline():
+            try:
+                run(browser, **json.loads(line))
+            except Exception:
+                say(failed=traceback.format_exc())
+            else:
+                say(passed=True)
+        browser.close()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The dashboard of a real broker in a real Chromium. The scenarios are in browser_scenarios.py, which runs unpatched beside us."""
+"""The dashboard of a real broker in a real Chromium.
+
+The scenarios are in browser_scenarios.py, which runs unpatched beside us with one browser for all.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import gevent
 import pytest
 
-from tests.processes import until
+from tests.processes import BrokerProcess, Process, WorkerProcess, until
 
 SCENARIOS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "browser_scenarios.py")
 DEADLINE_S = 90
@@ -54,21 +59,58 @@ def browser_is_there() -> None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{' and '.join(missing)} not installed")
 
 
-def run_scenario(broker: object, name: str, facts: dict | None = None, actions: dict[str, Callable[[], object]] | None = None) -> None:
-    """Run a scenario; when it prints a word, do the action of that name and let it go on."""
-    command = [sys.executable, SCENARIOS, find_chromium(), f"http://127.0.0.1:{broker.web_port}/", name, json.dumps(facts or {})]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        for word in actions or {}:
-            assert child.stdout.readline().strip() == word, child.communicate(timeout=DEADLINE_S)[1]
-            actions[word]()
-            child.stdin.write("done\n")
-            child.stdin.flush()
-        errors = child.communicate(timeout=DEADLINE_S)[1]
-    finally:
-        child.kill()
-        child.wait()
-    assert child.returncode == 0, errors
+class Scenarios:
+    """The process that has the browser; a new one after a scenario that did not end."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen | None = None
+
+    def run(self, broker: object, name: str, facts: dict | None = None, actions: dict[str, Callable[[], object]] | None = None) -> None:
+        """Run a scenario; when it asks for a word, do the action of that name and let it go on."""
+        wanted = iter((actions or {}).items())
+        try:
+            with gevent.Timeout(DEADLINE_S, AssertionError(f"{name} took more than {DEADLINE_S} s")):
+                said = self._tell({"name": name, "url": f"http://127.0.0.1:{broker.web_port}/", "facts": facts or {}})
+                while "ask" in said:
+                    word, action = next(wanted)
+                    assert said["ask"] == word
+                    action()
+                    said = self._tell({})
+        except BaseException:
+            self.end()
+            raise
+        assert "passed" in said, said["failed"]
+        assert next(wanted, None) is None, "the scenario did not ask for all actions"
+
+    def _tell(self, line: dict) -> dict:
+        if self._child is None:
+            command = [sys.executable, SCENARIOS, find_chromium()]
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._child.stdin.write(json.dumps(line) + "\n")
+        self._child.stdin.flush()
+        answer = self._child.stdout.readline()
+        assert answer, "the process of the scenarios has ended; see its traceback above"
+        return json.loads(answer)
+
+    def end(self) -> None:
+        """Close the browser; a process that does not end by itself is killed."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.stdin.close()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        child.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def scenarios() -> Iterator[Scenarios]:
+    made = Scenarios()
+    yield made
+    made.end()
 
 
 def submit(broker: object, task: str, payload: object, **options: object) -> int:
@@ -80,42 +122,69 @@ def submit(broker: object, task: str, payload: object, **options: object) -> int
     return answer["id"]
 
 
+@pytest.fixture(scope="module")
+def start_both(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], BrokerProcess]]:
+    """Start a broker and its worker for several scenarios, to look at what is there or to leave it idle."""
+    made: list[Process] = []
+
+    def start() -> BrokerProcess:
+        folder = tmp_path_factory.mktemp("shared")
+        broker = BrokerProcess(folder / "broker", certificates)
+        made.append(broker)
+        broker.start()
+        worker = WorkerProcess(broker, "w1", [], folder)
+        made.append(worker)
+        worker.start()
+        return broker
+
+    yield start
+    for process in reversed(made):
+        process.end()
+
+
+@pytest.fixture(scope="module")
+def with_one_worker(start_both: Callable[[], BrokerProcess]) -> BrokerProcess:
+    return start_both()
+
+
 @pytest.mark.parametrize("name", ["submit_from_the_form_and_watch_it", "results_are_exact", "the_keyboard_is_enough", "the_broker_itself_is_watched",
                                   "wrong_input_is_told_at_its_field", "without_events_the_page_polls_and_comes_back"])
-def test_with_one_worker(broker: object, start_worker: object, name: str) -> None:
-    start_worker()
-
-    run_scenario(broker, name)
+def test_with_one_worker(scenarios: Scenarios, with_one_worker: object, name: str) -> None:
+    scenarios.run(with_one_worker, name)
 
 
-def test_without_a_worker_the_page_says_how_to_start_one(broker: object) -> None:
-    run_scenario(broker, "without_a_worker_the_page_says_how_to_start_one")
+def test_without_a_worker_the_page_says_how_to_start_one(scenarios: Scenarios, broker: object) -> None:
+    scenarios.run(broker, "without_a_worker_the_page_says_how_to_start_one")
 
 
-@pytest.mark.parametrize("name", ["everything_fits_1440_by_900", "nothing_scrolls_sideways_on_a_phone", "text_has_contrast_in_both_themes"])
-def test_with_jobs_in_every_state(broker: object, start_worker: object, name: str) -> None:
-    start_worker()
+@pytest.fixture(scope="module")
+def with_jobs_in_every_state(start_both: Callable[[], BrokerProcess]) -> BrokerProcess:
+    broker = start_both()
     for n in range(10):
         submit(broker, "fibonacci", {"n": n})
     submit(broker, "fibonacci", {"n": -1})
     submit(broker, "a_task_that_nobody_has.and_a_long_name", {}, queue="a-queue-with-a-rather-long-name")
     submit(broker, "fibonacci", {"n": 1}, delay=3600)
-    submit(broker, "slow_task", {"seconds": 30})
+    submit(broker, "slow_task", {"seconds": 300})
+    return broker
 
-    run_scenario(broker, name)
+
+@pytest.mark.parametrize("name", ["everything_fits_1440_by_900", "nothing_scrolls_sideways_on_a_phone", "text_has_contrast_in_both_themes"])
+def test_with_jobs_in_every_state(scenarios: Scenarios, with_jobs_in_every_state: object, name: str) -> None:
+    scenarios.run(with_jobs_in_every_state, name)
 
 
-def test_hostile_text_in_every_field_stays_text(broker: object, start_worker: object, tmp_path: object) -> None:
+def test_hostile_text_in_every_field_stays_text(scenarios: Scenarios, broker: object, start_worker: object, tmp_path: object) -> None:
     module = tmp_path / "evil_tasks.py"
     module.write_text(EVIL_TASKS.format(evil=EVIL), encoding="utf-8")
     start_worker(tasks=str(module))
 
     jobs = [submit(broker, task, {EVIL: [EVIL, {"deep": EVIL}]}, attempts=1) for task in ("evil_result", "evil_text", "evil_error")]
 
-    run_scenario(broker, "hostile_text_stays_text", {"jobs": jobs, "text": "window.pwned=2"})
+    scenarios.run(broker, "hostile_text_stays_text", {"jobs": jobs, "text": "window.pwned=2"})
 
 
-def test_progress_and_log_lines_are_live_and_stay_text(broker: object) -> None:
+def test_progress_and_log_lines_are_live_and_stay_text(scenarios: Scenarios, broker: object) -> None:
     worker = broker.connect(role="worker")
     job = submit(broker, "t", {})
     [[_, fence, *_]] = worker.call("reserve", n=1, wait=5)["jobs"]
@@ -129,7 +198,7 @@ def test_progress_and_log_lines_are_live_and_stay_text(broker: object) -> None:
         worker.call("settle", leases=[[job, fence, "ack"]])
 
     say(0.25, "line one", EVIL)
-    run_scenario(broker, "progress_and_log_lines_are_live", {"job": job, "text": "window.pwned=2", "lines": 54}, actions={
+    scenarios.run(broker, "progress_and_log_lines_are_live", {"job": job, "text": "window.pwned=2", "lines": 54}, actions={
         "more": lambda: say(0.75, *map(str, range(50)), "line two"), "finish": finish})
 
 
@@ -152,7 +221,7 @@ def wait_for_states(broker: object, **counts: int) -> None:
     until(are_there, f"jobs are {counts}")
 
 
-def test_hostile_text_stays_text_on_every_page(broker: object, start_worker: object, tmp_path: object) -> None:
+def test_hostile_text_stays_text_on_every_page(scenarios: Scenarios, broker: object, start_worker: object, tmp_path: object) -> None:
     module = tmp_path / "evil_tasks.py"
     module.write_text(EVIL_TASKS.format(evil=EVIL), encoding="utf-8")
     start_worker(tasks=str(module))
@@ -162,29 +231,29 @@ def test_hostile_text_stays_text_on_every_page(broker: object, start_worker: obj
     post(broker, "/api/schedules/night", {"job": {"task": "evil_text"}, "every": "1h"})
     assert post(broker, "/api/schedules/night/pause", {"reason": EVIL[:200]})["schedule"]["reason"] == EVIL[:200]
 
-    run_scenario(broker, "hostile_text_stays_text_on_every_page", {"text": "window.pwned=2", "evil": EVIL[:100]})
+    scenarios.run(broker, "hostile_text_stays_text_on_every_page", {"text": "window.pwned=2", "evil": EVIL[:100]})
 
 
-def test_jobs_are_filtered_by_the_address(broker: object, start_worker: object) -> None:
+def test_jobs_are_filtered_by_the_address(scenarios: Scenarios, broker: object, start_worker: object) -> None:
     start_worker()
     facts = {"failed": [submit(broker, "fibonacci", {"n": -1}, attempts=1) for _ in range(2)],
              "completed": [submit(broker, "fibonacci", {"n": 1}) for _ in range(3)],
              "other": [submit(broker, "reverse_string", {"data": "x"}, queue="other")]}
     wait_for_states(broker, failed=2, completed=4)
 
-    run_scenario(broker, "jobs_are_filtered_by_the_address", facts)
+    scenarios.run(broker, "jobs_are_filtered_by_the_address", facts)
 
 
-def test_pages_of_jobs_go_back_in_time(broker: object) -> None:
-    run_scenario(broker, "pages_of_jobs_go_back_in_time", {"jobs": [submit(broker, "fibonacci", {"n": 1}) for _ in range(60)]})
+def test_pages_of_jobs_go_back_in_time(scenarios: Scenarios, broker: object) -> None:
+    scenarios.run(broker, "pages_of_jobs_go_back_in_time", {"jobs": [submit(broker, "fibonacci", {"n": 1}) for _ in range(60)]})
 
 
-def test_many_jobs_are_cancelled_and_retried(broker: object, start_worker: object) -> None:
+def test_many_jobs_are_cancelled_and_retried(scenarios: Scenarios, broker: object, start_worker: object) -> None:
     start_worker()
     failed = [submit(broker, "fibonacci", {"n": -1}, attempts=1) for _ in range(205)]  # more than one page of ids
     wait_for_states(broker, failed=205)
 
-    run_scenario(broker, "many_jobs_are_cancelled_and_retried", {
+    scenarios.run(broker, "many_jobs_are_cancelled_and_retried", {
         "failed": failed, "queued": [submit(broker, "a_task_that_nobody_has", {}, queue="mine") for _ in range(4)]})
 
 
@@ -203,7 +272,7 @@ register_task("flaky", flaky)
 '''
 
 
-def test_failures_are_grouped_and_one_is_tried_first(broker: object, start_worker: object, tmp_path: object) -> None:
+def test_failures_are_grouped_and_one_is_tried_first(scenarios: Scenarios, broker: object, start_worker: object, tmp_path: object) -> None:
     (tmp_path / "flaky_tasks.py").write_text(FLAKY_TASK, encoding="utf-8")
     start_worker(tasks=str(tmp_path / "flaky_tasks.py"))
     healed = tmp_path / "healed"
@@ -213,27 +282,27 @@ def test_failures_are_grouped_and_one_is_tried_first(broker: object, start_worke
     wait_for_states(broker, failed=6)
     healed.touch()
 
-    run_scenario(broker, "failures_are_grouped_and_one_is_tried_first", {"flaky": flaky, "total": 6})
+    scenarios.run(broker, "failures_are_grouped_and_one_is_tried_first", {"flaky": flaky, "total": 6})
 
 
-def test_queues_are_paused_and_resumed(broker: object, start_worker: object) -> None:
+def test_queues_are_paused_and_resumed(scenarios: Scenarios, broker: object, start_worker: object) -> None:
     for _ in range(2):
         submit(broker, "a_task_that_nobody_has", {}, queue="mail")
     submit(broker, "fibonacci", {"n": 1})
 
-    run_scenario(broker, "queues_are_paused_and_resumed")
+    scenarios.run(broker, "queues_are_paused_and_resumed")
 
 
-def test_schedules_are_paused_and_run(broker: object) -> None:
+def test_schedules_are_paused_and_run(scenarios: Scenarios, broker: object) -> None:
     post(broker, "/api/schedules/night", {"job": {"task": "to_uppercase", "payload": {"data": "x"}}, "cron": "30 2 * * *"})
     post(broker, "/api/schedules/often", {"job": {"task": "fibonacci", "payload": {"n": 1}}, "every": "2h"})
 
-    run_scenario(broker, "schedules_are_paused_and_run")
+    scenarios.run(broker, "schedules_are_paused_and_run")
 
 
-@pytest.mark.parametrize("name", ["the_other_pages_fit_a_phone", "the_other_pages_have_contrast_and_fit_a_window"])
-def test_the_other_pages_with_all_they_can_show(broker: object, start_worker: object, name: str) -> None:
-    start_worker()
+@pytest.fixture(scope="module")
+def with_all_that_pages_can_show(start_both: Callable[[], BrokerProcess]) -> BrokerProcess:
+    broker = start_both()
     long = "a-name-" * 9
     for n in range(30):
         submit(broker, "fibonacci", {"n": n - 3}, attempts=1)
@@ -245,11 +314,15 @@ def test_the_other_pages_with_all_they_can_show(broker: object, start_worker: ob
         post(broker, f"/api/schedules/{schedule}", {"job": {"task": f"{long}task", "queue": long}, "cron": "*/15 2-4 * * mon-fri",
                                                     "timezone": "America/Argentina/ComodRivadavia"})
     post(broker, "/api/schedules/night/pause", {"reason": "y" * 200})
+    return broker
 
-    run_scenario(broker, name)
+
+@pytest.mark.parametrize("name", ["the_other_pages_fit_a_phone", "the_other_pages_have_contrast_and_fit_a_window"])
+def test_the_other_pages_with_all_they_can_show(scenarios: Scenarios, with_all_that_pages_can_show: object, name: str) -> None:
+    scenarios.run(with_all_that_pages_can_show, name)
 
 
-def test_the_page_recovers_after_a_restart(broker: object, start_worker: object) -> None:
+def test_the_page_recovers_after_a_restart(scenarios: Scenarios, broker: object, start_worker: object) -> None:
     start_worker()
 
-    run_scenario(broker, "the_page_recovers_after_a_restart", actions={"kill": broker.kill, "restart": broker.restart})
+    scenarios.run(broker, "the_page_recovers_after_a_restart", actions={"kill": broker.kill, "restart": broker.restart})

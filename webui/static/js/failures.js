@@ -1,6 +1,6 @@
 // The page of failures: failed jobs that failed the same way, put together; one is tried first, then the others.
 
-import { useState } from "../vendor/preact-hooks.js";
+import { useEffect, useState } from "../vendor/preact-hooks.js";
 import { useAnswer } from "./ask.js";
 import { BulkStatus, useBulk } from "./bulk.js";
 import { useJob } from "./drawer.js";
@@ -46,7 +46,7 @@ export function Failures() {
     <p class="note muted" id="scanned">${page.answer ? range(page.answer, before) : "Looking at failed jobs …"}</p>
     ${page.refusal && html`<p class="banner tone-bad">${page.refusal.message}</p>`}
     <${BulkStatus} bulk=${bulk} />
-    ${firsts.map((first) => html`<${First} key=${first.turn} first=${first} bulk=${bulk} close=${() => setFirsts((old) => old.filter((other) => other !== first))} />`)}
+    ${firsts.map((first) => html`<${First} key=${first.turn} first=${first} bulk=${bulk} onEnd=${page.again} close=${() => setFirsts((old) => old.filter((other) => other !== first))} />`)}
     <div class="rows" tabindex="0" role="group" aria-labelledby="h-failures">
       ${groups.length > 0 && html`<table class="list"><caption class="sr">Failed jobs by how they failed, most first.</caption>
         <thead><tr><th scope="col">How it failed</th><th scope="col" class="num">Jobs</th><th scope="col">First</th><th scope="col">Last</th><th scope="col">Workers</th><th scope="col"><span class="sr">Actions</span></th></tr></thead>
@@ -80,10 +80,11 @@ function Group({ group, bulk, tryFirst }) {
 }
 
 /** The one that was tried first, and what became of it. */
-function First({ first, bulk, close }) {
+function First({ first, bulk, onEnd, close }) {
   const { job, refusal } = useJob(first.refusal ? null : first.id);
   const isGood = job && job.state === "completed";
   const isBad = job && (job.state === "failed" || (job.state === "scheduled" && job.failures > 0));
+  useEffect(() => { if (isGood || isBad) onEnd(); }, [isGood, isBad]); // the groups counted it while it ran
   return html`<div class="first banner ${isGood ? "tone-ok" : isBad || first.refusal ? "tone-bad" : "tone-wait"}" role="status" data-first=${first.id}>
     <span>Tried first: <button type="button" class="link" onClick=${() => showJob(first.id)}><bdi>${first.task}</bdi> #${first.id}</button></span>
     ${job && html`<${Badge} state=${job.state} />`}
