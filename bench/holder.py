@@ -96,6 +96,7 @@ class Holder:
         self._missing = 0  # connections that are not greeted
         self._is_steady = True  # a connection that breaks is an error
         self._kept = Counter()
+        self._before_loss: list[Held] = []  # those of which each has to break
         self._last_back_at = 0.0
         self._working: set[Held] = set()  # those that settle what they get and reserve again
         self._turns: set[int] | None = None  # numbers of those that have to complete a job yet
@@ -172,12 +173,13 @@ class Holder:
     def expect_loss(self, _: object) -> None:
         """From now on a connection that breaks comes back."""
         self._is_steady = False
+        self._before_loss = list(self._open)
 
     def come_back(self, _: object) -> tuple[float, dict[str, int]]:
-        """Wait until all are back; returns when (monotonic) the last one was, and what became of leases and attempts."""
-        while not self._last_back_at or self._missing:
+        """Wait until all broke and are back; returns when (monotonic) the last one was, and what became of leases and attempts."""
+        while self._missing or any(peer is other for peer, other in zip(self._open, self._before_loss)):
             self._turn(0.005)
-        self._is_steady = True
+        self._is_steady, self._before_loss = True, []
         return self._last_back_at, dict(self._kept)
 
     def settle_leases(self, _: object) -> int:
@@ -352,9 +354,12 @@ class Holders:
             self._pipes.append(pipe)
 
     def tell(self, command: str, total: int = 0) -> None:
-        """Send a command to all; `total` is shared out evenly."""
+        """Send a command to all; `total` is shared out evenly. Raises BenchError with the words of one that failed."""
         for number, pipe in enumerate(self._pipes):
-            pipe.send((command, total // len(self._pipes) + (number < total % len(self._pipes))))
+            try:
+                pipe.send((command, total // len(self._pipes) + (number < total % len(self._pipes))))
+            except BrokenPipeError:
+                _receive(pipe)  # raises with its last words
 
     def answers(self, within_s: float, meanwhile: Callable[[], None] = lambda: None) -> list:
         """Wait for one answer of each, calling `meanwhile` ten times a second. Raises BenchError with the words of one that failed."""
