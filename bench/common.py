@@ -237,9 +237,10 @@ class Broker:
 
 
 def _free_port() -> int:
-    # Below the range that the kernel takes for outgoing connections: one of those might have it when the broker comes back.
+    # Below the range that the kernel takes for outgoing connections: one of those might have it when the broker comes back. Above those
+    # that tests/processes.py takes.
     while True:
-        port = random.SystemRandom().randint(20_000, 32_000)
+        port = random.SystemRandom().randrange(31_000, 32_768)
         with socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import apsw
@@ -48,13 +48,25 @@ def until(condition: Callable[[], object], what: str, within_s: float = DEADLINE
         time.sleep(0.01)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that is free, for processes that must come back on the same one.
+def _ports() -> Iterator[int]:
+    """Yield ports from below the range that the kernel takes for outgoing connections, or one of those might have it a moment later.
 
-    From below the range that the kernel takes for outgoing connections, or one of those might have it a moment later.
+    Each part of in_parts.py has a thousand of its own: a broker that is being restarted must not find another test's on its port.
     """
+    first = 20_000 + 1000 * int(os.environ.get("TEST_PART", "0"))
+    place = random.SystemRandom().randrange(1000)
     while True:
-        port = random.SystemRandom().randint(20_000, 32_000)
+        place = (place + 1) % 1000
+        yield first + place
+
+
+_next_ports = _ports()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port that is free, for processes that must come back on the same one."""
+    while True:
+        port = next(_next_ports)
         with socket.socket() as sock:
             try:
                 sock.bind((host, port))

@@ -184,7 +184,8 @@ def test_hostile_text_in_every_field_stays_text(scenarios: Scenarios, broker: ob
     scenarios.run(broker, "hostile_text_stays_text", {"jobs": jobs, "text": "window.pwned=2"})
 
 
-def test_progress_and_log_lines_are_live_and_stay_text(scenarios: Scenarios, broker: object) -> None:
+def test_progress_and_log_lines_are_live_and_stay_text(scenarios: Scenarios, make_broker: Callable[..., BrokerProcess]) -> None:
+    broker = make_broker("--lease-s", "120")  # the worker here sends no heartbeats
     worker = broker.connect(role="worker")
     job = submit(broker, "t", {})
     [[_, fence, *_]] = worker.call("reserve", n=1, wait=5)["jobs"]

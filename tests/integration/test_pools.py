@@ -303,8 +303,8 @@ def test_withdrawing_races_with_the_slots_and_each_item_has_one_end(kind: str, t
         pool = make(2, done)
         pool.start()
         numbers = range(1, 901)
-        for n in numbers:
-            pool.submit(item(n, "add", {"a": n, "b": 1}))
+        for n in numbers:  # some sleep, so that not all are done before this thread has its turn again
+            pool.submit(item(n, "add", {"a": n, "b": 1}) if n % 50 else item(n, "slow_task", {"seconds": 0.002}))
         done.wait(1)
         withdrawn = [n for n in reversed(numbers) if pool.withdraw(n, 1000 + n)]
         until(lambda: not pool.running() and not pool.waiting())
