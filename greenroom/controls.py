@@ -52,7 +52,8 @@ class ControlRules(LeaseRules):
     def change(self, job_id: int, change: JobChange, now: float, loaded: Job | Lost | None = None) -> str | None:
         """Change a job that waits: "changed". None: it is not in memory, call again with it loaded.
 
-        A new priority leaves it its place; another queue, and a time that has come, give it a new one, behind all that wait.
+        A new priority leaves it its place; another queue, and a time that has come, give it a new one, behind all that wait. A new time
+        moves the one by which it must begin.
 
         Raises ConflictError, FinishedError, NotFoundError, GoneError, DamagedError; FullError or BusyError with nothing changed.
         """
@@ -75,6 +76,9 @@ class ControlRules(LeaseRules):
         if run_at is not None and (to is SCHEDULED or has_new_place):
             job.run_at = run_at
             job.late_fence = 0
+            if job.expires_at is not None and not job.attempt:  # it must begin as soon after its new time as after its old one
+                job.expires_at = max(now, run_at) + job.extras.expires_in
+                self.expiry.note(job.expires_at)
         if change.priority is not None:
             job.priority = change.priority
         job.lane.count(to, -1)  # for lanes that are asked what they may hold it is not there yet

@@ -88,6 +88,10 @@ def test_waiting_jobs_that_should_have_begun_are_found_soonest_first(house: Hous
     house.save(finish(soon, state=State.EXPIRED, result=None))
     assert house.store.next_expiry() == NOW + 5
     assert house.store.reader().counts()[0].expired == 1
+    scheduled.expires_at = NOW + 20  # changed while it waits
+    house.save(scheduled)
+    house.reopen()
+    assert house.store.next_expiry() == NOW + 9 and ids(house.store.take_expired(NOW + 100, 10)) == ids([later, scheduled])
 
 
 def test_unique_keys_are_kept_until_their_jobs_are_finished_or_their_time_is_over(house: House) -> None:

@@ -128,6 +128,42 @@ def test_a_scheduled_job_can_be_run_now_or_at_another_time(is_kept: bool) -> Non
     check(core)
 
 
+@pytest.mark.parametrize("is_restarted", [True, False])
+@pytest.mark.parametrize("max_jobs", [1, 1000])
+def test_the_time_by_which_a_job_must_begin_counts_from_its_new_time(max_jobs: int, is_restarted: bool) -> None:
+    core = Core(max_jobs=max_jobs)
+    delays = (60.0, 10.0, 0.0, 10.0, 10.0)
+    earlier, later, queued, kept, other = submitted(core, *[new_job(delay=delay, expires_in=5.0) for delay in delays])
+    assert changed(core, earlier, delay=0.0) == changed(core, later, delay=40.0) == changed(core, queued, delay=20.0) == "changed"
+    assert changed(core, other, priority=1) == changed(core, kept, run_at=core.now + 10.0) == "changed"
+    if is_restarted:
+        core.crash_and_restart()
+
+    expired_after = {}
+    for second in range(1, 51):
+        core.advance(1.0)
+        for job_id in (earlier, later, queued, kept, other):
+            if job_id not in expired_after and state(core, job_id) is State.EXPIRED:
+                expired_after[job_id] = second
+    assert {job_id: second // 5 * 5 for job_id, second in expired_after.items()} == {
+        earlier: 5, kept: 15, other: 15, queued: 25, later: 45}
+    check(core)
+
+
+def test_a_job_that_was_begun_in_time_does_not_expire_when_its_time_is_changed_later() -> None:
+    core = Core()
+    worker = core.connect("w")
+    job_id = submitted(core, new_job(expires_in=5.0, backoff="fixed", backoff_base=20.0))[0]
+    reserved(worker)
+    worker.settle("fail", job_id, wish=None)
+    core.run()
+    assert state(core, job_id) is State.SCHEDULED and changed(core, job_id, delay=3.0) == "changed"
+    core.advance(30.0)
+
+    assert state(core, job_id) is State.QUEUED
+    check(core)
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 @pytest.mark.parametrize(("before", "after"), [(b"small", b"other"), (b"small", LARGE), (LARGE, b"small"), (LARGE, b"M" * 4000)])
 def test_another_payload_is_what_the_worker_gets_also_after_a_crash(before: bytes, after: bytes, is_kept: bool) -> None:
