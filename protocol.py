@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgpack
 
 from greenroom.errors import (GreenroomError, InvalidError, ProtocolError, TooLargeError, UnknownVerbError, VersionError)
+from greenroom.events import KINDS, MAX_BOOT_CHARACTERS
 from greenroom.job import (
     MOST_TIME, NUMBER_LIMIT, OPTIONS, STATE_BY_LABEL, YEAR_S, check_flag, check_name, is_number, seconds_between)
 from greenroom.job_log import LINE_CHARACTERS, TEXT_CHARACTERS
@@ -366,6 +367,12 @@ def _names(value: object) -> list[str]:
     return [check_name(item) for item in _items(0)(value)]
 
 
+def _kinds(value: object) -> list[str]:
+    if not isinstance(value, list) or len(value) > len(KINDS) or not all(isinstance(kind, str) and kind in KINDS for kind in value):
+        raise ValueError("must be a list of kinds of events: " + ", ".join(KINDS))
+    return value
+
+
 def _sixteen(value: object) -> bytes:
     if not isinstance(value, bytes) or len(value) != 16:
         raise ValueError("must be 16 bytes")
@@ -449,6 +456,9 @@ VERBS: dict[str, tuple[Field, ...]] = {
     "change": (_JOB_IDS, *map(_option, ("priority", "queue", "run_at", "delay", "payload", "encoding"))),
     "purge": (Field("queue", check_name, required=True), Field("task", check_name), Field("before", _integer(1, NUMBER_LIMIT))),
     "explain": (Field("job", _integer(1, NUMBER_LIMIT - 1)), Field("queue", check_name)),
+    "subscribe": (
+        Field("queue", check_name), Field("task", check_name), Field("kinds", _kinds), Field("boot", _text(MAX_BOOT_CHARACTERS)),
+        Field("after", _integer(0, NUMBER_LIMIT - 1))),
     "bye": (),
 }
 

@@ -15,6 +15,7 @@ Rows are written as the jobs are when the slice is applied, so the disk may be a
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +24,7 @@ from typing import Protocol
 from greenroom.effects import Delivery, Effects
 from greenroom.engine import Engine
 from greenroom.errors import GreenroomError, UnknownOutcomeError
+from greenroom.events import EventLog, finished_event
 from greenroom.job import RUNNING, SMALL_BYTES, Job
 from greenroom.records import Damaged, LogLine, Lost, Pause, StoredSchedule, Submission
 from greenroom.sessions import Lease
@@ -131,6 +133,7 @@ class Batches:
     Attributes:
         wake: called when there is work for a cycle and there was none before.
         commits, rows: how many so far; last_rows: rows of the latest COMMIT.
+        events: what happened lately, for those who subscribed.
         units: changes in several steps that are under way; until they are done the gathering batch must not be closed.
     """
 
@@ -139,6 +142,7 @@ class Batches:
         self.store = store
         self.waits = waits
         self.wake = wake
+        self.events = EventLog(os.urandom(8).hex())
         self.commits = 0
         self.rows = 0
         self.last_rows = 0
@@ -176,11 +180,16 @@ class Batches:
                         _forget_payload(job)
         if effects.finished:
             finished, effects.finished = effects.finished, []
+            if self.engine.is_watched:  # after the other events of this call: nothing comes after the end of a job
+                effects.events += map(finished_event, finished)
             for peer, request_id, answer in self.waits.finished(finished):
                 self.hold(peer, request_id, answer)
         if effects.is_unusual:
             self.engine.effects = Effects()
             self._collect_unusual(effects)
+        if effects.events:
+            events, effects.events = effects.events, []
+            self.after_commit(partial(self.events.show, self.events.note(events)))
 
     def _collect_unusual(self, effects: Effects) -> None:
         if effects.damaged:

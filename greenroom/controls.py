@@ -7,6 +7,7 @@ its jobs nor those of other lanes are touched, and what is not paused pays nothi
 from __future__ import annotations
 
 from greenroom.errors import BusyError, ConflictError, DrainingError, FullError
+from greenroom.events import job_event, pause_event, resume_event
 from greenroom.job import CANCELLED, QUEUED, RUNNING, SCHEDULED, Job, JobChange, Rewrite, move, rank_of
 from greenroom.lanes import Lane
 from greenroom.leases import LeaseRules
@@ -26,6 +27,8 @@ class ControlRules(LeaseRules):
             raise FullError(f"{len(self.pauses)} queues and tasks are paused, the cap", field=pause.kind)
         self.pauses.put(pause)
         self.effects.pauses[pause.kind, pause.name] = pause
+        if self.is_watched:
+            self.effects.events.append(pause_event(pause))
         groups = self.groups.close([lane for lane in self._lanes_of(pause.kind, pause.name) if not lane.is_closed])
         # Reserves may have waited for one of these lanes, to be read from the store, although others had jobs: one lane stands for
         # all of its group.
@@ -34,9 +37,12 @@ class ControlRules(LeaseRules):
 
     def resume(self, kind: str, name: str, now: float) -> bool:
         """End a pause; returns False if there was none. A lane that something else holds back too stays closed."""
-        if self.pauses.end(kind, name) is None:
+        ended = self.pauses.end(kind, name)
+        if ended is None:
             return False
         self.effects.pauses[kind, name] = None
+        if self.is_watched:
+            self.effects.events.append(resume_event(ended, now))
         lanes = [lane for lane in self._lanes_of(kind, name) if not self.pauses.of(lane.queue, lane.task)]
         self.groups.open(lanes)
         self._match(dict.fromkeys(lanes), now)
@@ -89,6 +95,8 @@ class ControlRules(LeaseRules):
         lane.count(to, +1)
         self._count_waiting(job, +1)
         self.effects.dirty[job.id] = job
+        if self.is_watched:
+            self.effects.events.append(job_event("changed", job, now))
         self._returned[lane] = None
         self._ask_scheduled()
         self._serve_returned(now)

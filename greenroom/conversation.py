@@ -28,6 +28,8 @@ IDLE_S = 60.0
 SWEEP_S = 1.0
 #: Answered at once, so they work on while a slow disk holds back every other answer.
 UNHELD_VERBS = frozenset({"heartbeat", "ping"})
+#: A peer that has not read so much is told of no more events until it has.
+EVENTS_UNSENT_BYTES = 256 * 1024
 #: After so many bugs of ours met on one connection it is closed: something is off with it.
 MAX_INTERNAL_ERRORS = 3
 
@@ -105,6 +107,11 @@ class Conversation:
         """True when the peer's kernel has every delivery that was decided."""
         return not self.held_deliveries and self.stream.unsent_bytes == 0
 
+    @property
+    def takes_events(self) -> bool:
+        """False while the peer is slow to read."""
+        return self.is_open and self.stream.unsent_bytes < EVENTS_UNSENT_BYTES
+
     def replaced(self) -> None:
         """The same worker process came back on another connection: this one ends."""
         self.stream.abort("the same worker connected again")
@@ -117,6 +124,7 @@ class Conversation:
         if self.session is not None:
             self.desk.engine.close_session(self.session, self.desk.now(), said_bye=self._said_bye)
             self.desk.waits.drop_peer(self)
+            self.desk.subscriptions.close(self, self.desk.now())
             self.desk.backups.left(self, self.desk.now(), said_bye=self._said_bye)
             self.desk.after_call()
 

@@ -19,6 +19,7 @@ from greenroom.job import Job
 from greenroom.records import Lost, Restored
 from greenroom.schedule_runs import ScheduleRuns
 from greenroom.stores import Reader, Store
+from greenroom.subscriptions import Subscriptions
 from greenroom.waits import Waits
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Desk:
     Attributes:
         engine, store, batches, waits: the rules, the rows, the commit rule, the open waits.
         now: returns the time, in seconds. wall: what the wall clock says, which may jump; only schedules go by it.
-        schedules: what is submitted again and again.
+        schedules: what is submitted again and again. subscriptions: who is told what happens.
         backups: the one backup; who drives the desk brings the threads for it.
         store_full: True while the disk has too little room for new jobs.
         free_bytes: what the disk has left, None: unknown.
@@ -72,6 +73,7 @@ class Desk:
         self.waits = Waits()
         self.batches = Batches(engine, store, self.waits, wake)
         self.schedules = ScheduleRuns(self)
+        self.subscriptions = Subscriptions(engine, self.batches.events)
         self.store_full = False
         self.free_bytes: int | None = None
         self.lag = Distribution(SECONDS)
@@ -221,6 +223,7 @@ class Desk:
             self.batches.hold(peer, request_id, answer)
             peer.flush()
         self.schedules.tick()
+        self.subscriptions.tick(now)
         self.after_call()
 
     # -- for sessions and the web -------------------------------------------------------------------------------------------

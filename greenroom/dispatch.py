@@ -37,6 +37,8 @@ LAG_EVERY_S = 0.05
 READERS = 2
 MAX_PAGE_QUEUE = 64
 PAGE_DEADLINE_S = 15.0
+#: Events are told so much apart, so that many go in a frame.
+TELL_EVERY_S = 0.02
 #: Whoever has much to do looks up after so long and lets the others have the hub. With the step that was begun it stays below 5 ms.
 TURN_S = 0.002
 
@@ -55,6 +57,8 @@ class Dispatch(Desk):
         self._room_look: AsyncResult | None = None
         self._on_fatal = on_fatal
         self._timer_wake = Event()
+        self._news = Event()
+        self.batches.events.on_news = self._news.set
         self._planned_at = 0.0
         self._commit_thread = ThreadPool(1)
         self._page_threads = ThreadPool(READERS)
@@ -75,7 +79,7 @@ class Dispatch(Desk):
         self._cycle()
         for _ in range(READERS):
             self._readers.put(self.store.reader())
-        for loop in (self._pump, self._timer, self._measure_lag):
+        for loop in (self._pump, self._timer, self._measure_lag, self._tell):
             greenlet = gevent.spawn(loop)
             greenlet.link_exception(self._died)
             self._greenlets.append(greenlet)
@@ -136,6 +140,18 @@ class Dispatch(Desk):
             gevent.sleep(LAG_EVERY_S)
             now = self.now()
             self.lag.add(max(0.0, now - due), now)
+
+    def _tell(self) -> None:
+        """Tell subscribers what happened; those who are slow again and again."""
+        while True:
+            self._news.wait()
+            self._news.clear()
+            self.begin_turn()
+            for _ in self.subscriptions.tell():
+                self.breathe_if_due()
+            gevent.sleep(TELL_EVERY_S)
+            if self.subscriptions.are_behind:
+                self._news.set()
 
     def _timer(self) -> None:
         # A draining broker ends no lease and forgets no worker: all of that is for the next start.

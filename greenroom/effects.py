@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from greenroom.events import Event
 from greenroom.job import Job
 from greenroom.records import Damaged, LogLine, Pause
 
@@ -43,11 +44,12 @@ class Effects:
         wants_scheduled: the window of scheduled jobs wants more. wants_expired: jobs may wait that should have begun by now.
         damaged: waiting jobs that the store must set aside.
         pauses: (kind, name) -> the pause that the store must keep; None: it is over.
+        events: what happened, for those who subscribed; what became of jobs that finished is not among them.
         lines: log lines of jobs. first_lines: job id -> number of its first line that is still kept.
     """
 
     __slots__ = ("dirty", "deliveries", "notices", "finished", "closes", "refills", "wants_scheduled", "wants_expired", "damaged",
-                 "pauses", "lines", "first_lines")
+                 "pauses", "events", "lines", "first_lines")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
@@ -60,6 +62,7 @@ class Effects:
         self.wants_expired = False
         self.damaged: list[Damaged] = []
         self.pauses: dict[tuple[str, str], Pause | None] = {}
+        self.events: list[Event] = []
         self.lines: list[LogLine] = []
         self.first_lines: dict[int, int] = {}
 

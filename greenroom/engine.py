@@ -16,6 +16,7 @@ from typing import NamedTuple
 from greenroom.controls import ControlRules
 from greenroom.effects import Delivery, Notice
 from greenroom.errors import BusyError, ConflictError, DrainingError, FinishedError, FullError, GoneError, NotFoundError
+from greenroom.events import job_event
 from greenroom.expiry import LOOKS_APART_S
 from greenroom.groups import Group
 from greenroom.job import (CANCELLED, EXPIRED, FAILED, FINISHED_STATES, QUEUED, RETRYABLE_STATES, RUNNING, SCHEDULED, Job, JobOptions,
@@ -171,6 +172,8 @@ class Engine(ControlRules):
             for job in jobs:
                 self._enqueue_new(job, job.id)
                 lane.count(QUEUED, 1)  # one by one: the next one's place depends on it
+        if self.is_watched:
+            self.effects.events += [job_event("submitted", job, now) for job in jobs]
         return jobs
 
     def _enqueue_all(self, jobs: list[Job], lane: Lane, size: int) -> None:
@@ -272,6 +275,8 @@ class Engine(ControlRules):
         self._enqueue_new(job, self.ids.take())
         move(job, QUEUED)
         self.effects.dirty[job.id] = job
+        if self.is_watched:
+            self.effects.events.append(job_event("retried", job, now))
         self._match({job.lane: None}, now)
         self._keep_budget()
         return "queued"

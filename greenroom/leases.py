@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from greenroom.effects import Effects, Notice
 from greenroom.errors import DamagedError, GoneError, GreenroomError, LeaseLostError, NotFoundError
+from greenroom.events import job_event, progress_event
 from greenroom.expiry import Expiry
 from greenroom.groups import Groups
 from greenroom.job import (CANCELLED, COMPLETED, EXPIRED, FAILED, QUEUED, RUNNING, SCHEDULED, STATES, Job, Run, State, move,
@@ -82,7 +83,7 @@ class LeaseRules:
         requeued_by: reason -> how often, since the start; also the reasons in RETURNS, which count as nothing else.
         tally: what is counted for those who watch.
         pauses: queues and tasks whose jobs are held back. paces: how fast lanes get done.
-        draining: no submit and no reserve any more.
+        draining: no submit and no reserve any more. is_watched: somebody wants to know what happens, so it is noted.
         random: gives the jitter of the next pause, 0 … 1.
     """
 
@@ -109,6 +110,7 @@ class LeaseRules:
         self.parked = 0
         self.leases = 0
         self.draining = False
+        self.is_watched = False
         self.tally = Tally()
         self.requeued_by: Counter[str] = Counter()
         self.damaged: dict[int, str] = {}  # id -> what of it does not match its checksum on disk
@@ -244,6 +246,8 @@ class LeaseRules:
         lane.waiting_bytes -= size
         session.granted_at = now
         self.leases += len(jobs)
+        if self.is_watched:
+            self.effects.events += [job_event("started", job, now) for job in jobs]
         self._look_at(session, now + CHECKPOINT_AFTER_S)
 
     def _limit_run(self, lease: Lease, until: float) -> None:
@@ -298,6 +302,8 @@ class LeaseRules:
                 self._finish(job, CANCELLED, now)
             else:
                 self._put_off(job, now + item.wish)
+                if self.is_watched:
+                    self.effects.events.append(job_event("scheduled", job, now, reason="snoozed"))
         else:
             self._requeue(job, now, item.outcome)
 
@@ -310,6 +316,8 @@ class LeaseRules:
             self._finish(job, FAILED, now)
         else:
             self._put_off(job, at)
+            if self.is_watched:
+                self.effects.events.append(job_event("scheduled", job, now, reason="failed", error=item.error["name"]))
 
     def _fail_late(self, job: Job, item: SettleItem, now: float) -> None:
         """Do the same for a job that waits again, since its lease had ended: it keeps its place."""
@@ -408,7 +416,7 @@ class LeaseRules:
             outcomes.append("OK")
         return outcomes
 
-    def report(self, items: list[ReportItem]) -> list[str | LeaseLostError]:
+    def report(self, items: list[ReportItem], now: float) -> list[str | LeaseLostError]:
         """Take how far runs are, and their log lines. What has no line is written with the job's next row only."""
         outcomes: list[str | LeaseLostError] = []
         for item in items:
@@ -418,6 +426,8 @@ class LeaseRules:
                 continue
             if item.fraction is not None or item.text is not None:
                 job.report = (job.report or Report())._replace(fraction=item.fraction, text=item.text)
+                if self.is_watched:
+                    self.effects.events.append(progress_event(job, now))
             if item.lines:
                 first = job.report.first if job.report is not None else 1
                 self.effects.lines += take_lines(job, item.lines)
@@ -467,6 +477,8 @@ class LeaseRules:
             self._offer(lane, job.rank)
         else:
             del self.jobs[job.id]
+        if self.is_watched:
+            self.effects.events.append(job_event("requeued", job, now, reason=reason))
         self._returned[lane] = None
 
     def _end_lease(self, job: Job) -> None:
@@ -557,6 +569,8 @@ class LeaseRules:
             move(job, QUEUED)
             self.effects.dirty[job.id] = job
             self._returned[job.lane] = None
+            if self.is_watched:
+                self.effects.events.append(job_event("queued", job, now))
             left -= 1
         self._ask_scheduled()
         if self.expiry.take_due(now):

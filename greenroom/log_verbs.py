@@ -32,7 +32,7 @@ def _report(desk: Desk, caller: Caller, request: Request) -> None:
     lines = 0
 
     def apply() -> None:
-        for place, outcome in zip(places, desk.engine.report(items)):
+        for place, outcome in zip(places, desk.engine.report(items, desk.now())):
             outcomes[place] = error_fields(outcome) if isinstance(outcome, GreenroomError) else outcome
         desk.batches.note_payloads(sum(len(text) + LINE_COSTS for item in items for _, text in item.lines))
         desk.batches.changes += 1  # progress has no row, and the page shows it all the same

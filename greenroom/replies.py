@@ -32,7 +32,8 @@ def check_reply(verb: str, asked: int, reply: dict) -> dict:
 
 def check_notice(notice: dict) -> dict:
     """Return a notice that can be used; raises ProtocolError. One that is not known is for whoever gets it to ignore."""
-    if not isinstance(notice["notice"], str) or (notice["notice"] == "cancel" and not _are_leases(notice.get("leases"))):
+    kind = notice["notice"]
+    if not isinstance(kind, str) or not all(check(notice.get(name)) for name, check in NOTICES.get(kind, {}).items()):
         raise ProtocolError("a notice that is none")
     return notice
 
@@ -113,6 +114,17 @@ def _is_lease(value: object) -> bool:
 _are_leases = _each(_is_lease)
 
 
+def _is_event(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("kind"), str) and _is_number(value.get("seq"))
+
+
+#: Notice -> field -> whether its value can be used.
+NOTICES: dict[str, dict[str, Check]] = {
+    "cancel": {"leases": _are_leases},
+    "events": {"events": _each(_is_event), "position": _is_size, "gap": lambda value: type(value) is bool, "oldest": _is_size},
+}
+
+
 #: Verb -> field -> whether its value can be used.
 REPLIES: dict[str, dict[str, Check]] = {
     "hello": {"leases": _left_out_or(_each(_is_outcome)), "limits": _left_out_or(_is_map), "heartbeat_s": _left_out_or(is_number),
@@ -148,6 +160,7 @@ REPLIES: dict[str, dict[str, Check]] = {
     "schedule_resume": {"schedule": _is_schedule},
     "schedule_run": {"job": _is_number},
     "ping": {},
+    "subscribe": {"boot": _is_text, "position": _is_size, "gap": lambda value: type(value) is bool, "oldest": _is_size},
     "bye": {},
 }
 _ONE_EACH = frozenset({"submit", "cancel", "retry", "change", "get", "settle", "extend", "report"})

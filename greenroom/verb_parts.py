@@ -29,13 +29,14 @@ class Caller(Peer, Protocol):
 
     Attributes:
         session: None for the web. is_open: False once nobody listens to answers any more. open_waits: its waits.
-        deliveries_written: False while deliveries may not have reached the peer's kernel.
+        deliveries_written: False while deliveries may not have reached the peer's kernel. takes_events: see subscriptions.Listener.
     """
 
     session: Session | None
     is_open: bool
     open_waits: set[Wait]
     deliveries_written: bool
+    takes_events: bool
 
 
 def later(desk: Desk, caller: Caller, request_id: int, work: Callable[[], None]) -> None:

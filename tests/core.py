@@ -225,7 +225,7 @@ class Peer(Steering):
         core = self.core
         core.engine.saw(self.session, core.now)
         item = ReportItem(job_id, fence or self.held[job_id], fraction, text, [(core.now, line) for line in lines])
-        outcomes = core.engine.report([item])
+        outcomes = core.engine.report([item], core.now)
         core.batches.collect()
         core.batches.hold(self, request_id, {"outcomes": outcomes})
         return request_id
@@ -346,6 +346,14 @@ class Watched:
                     row = kept(job_id)
                     is_kept = self._was_pruned(job_id) or row.state in FINISHED_STATES or row.cancel_requested
                     assert is_kept, f"the cancel of {job_id} left before its row"
+
+    def check_event(self, job_id: int, *, is_over: bool) -> None:
+        """Assert the commit rule for an event: a job that is told of is on disk, and if it is over it is so there."""
+        row = self.store.committed(job_id)
+        if self._was_pruned(job_id):
+            return
+        assert row is not None, f"an event of job {job_id} left before its row"
+        assert not is_over or row.state in FINISHED_STATES or job_id in self.retried, f"the end of job {job_id} was told before its row"
 
     def _changed_again(self, job_id: int) -> bool:
         return sum(peer.sent[number].verb == "change" and peer.sent[number].body[0] == job_id

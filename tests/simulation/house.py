@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from tests.core import CheckedEngine, Sent, Watched, check
+from tests.core import FINISHED_LABELS, CheckedEngine, Sent, Watched, check
 from tests.simulation.network import Wire
 from tests.simulation.stores import SimStore
 from tests.simulation.world import Sleep, Violation, World
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 #: Where in a cycle a process may die. "commit" is while the COMMIT runs: the disk may have it or not.
 POINTS = ("start", "slice", "written", "commit", "committed", "left")
 TICK_AT_LEAST_S = 1.0
+TELL_EVERY_S = 0.02
 #: A broker that was told to stop waits so long for its disk.
 STOP_WITHIN_S = 5.0
 
@@ -170,6 +171,11 @@ class SimConversation(Conversation):
         self._owner.house.leaves(self, request_id, answer)
         super().answer(request_id, answer)
 
+    def notify(self, notice: dict) -> None:
+        """Look at a notice, then let it go."""
+        self._owner.house.tells(notice)
+        super().notify(notice)
+
     def end(self) -> None:
         """Note when."""
         self.ended_at = self._owner.house.now
@@ -306,6 +312,8 @@ class House(Watched):
         self.desk = SimDesk(self, self.engine, self.store, self.clock)
         self.batches, self.waits = self.desk.batches, self.desk.waits
         self.conversations = SimConversations(self.desk, self)
+        self._tell_waits = False
+        self.batches.events.on_news = self._news
         self.desk.restore(restored, timing.restart_grace_s)
         self.world.note("broker starts", f"life {self.life}", f"{len(restored.leases)} leases")
         self.is_up = True
@@ -413,6 +421,21 @@ class House(Watched):
         self._tick_waits = False
         self.replan()
         self.stepped()
+
+    def _news(self) -> None:
+        """Something happened that subscribers may be told."""
+        if not self._tell_waits:
+            self._tell_waits = True
+            self.world.after(TELL_EVERY_S, self._tell, self.life)
+
+    def _tell(self, life: int) -> None:
+        if life != self.life or self.sleep.puts_off(self._tell, life):
+            return
+        self._tell_waits = False
+        for _ in self.desk.subscriptions.tell():
+            pass
+        if self.desk.subscriptions.are_behind:
+            self._news()
 
     def _sweep(self, life: int) -> None:
         if life != self.life or self.sleep.puts_off(self._sweep, life):
@@ -541,6 +564,16 @@ class House(Watched):
             return
         self.check_kept(_as_sent(message), answer)
         self.history.answered(conversation, message, answer)
+
+    def tells(self, notice: dict) -> None:
+        """A notice leaves: what it tells must be on disk."""
+        if notice["notice"] != "events":
+            return
+        if self.last_words:
+            raise Violation("a COMMIT failed, and events are told")
+        for event in notice["events"]:
+            if "job" in event:
+                self.check_event(event["job"], is_over=event["state"] in FINISHED_LABELS)
 
 
 def _as_sent(message: dict) -> Sent:

@@ -15,12 +15,14 @@ from greenroom.batches import Batches
 from greenroom.effects import Delivery
 from greenroom.engine import Engine
 from greenroom.errors import BusyError
+from greenroom.events import EventLog
 from greenroom.job import Job, State, rank_of
 from greenroom.lanes import Lane
 from greenroom.leases import LeaseRules
 from greenroom.records import LogLine, Lost, Restored, SettleItem
 from greenroom.scheduled import Scheduled
 from greenroom.stores.memory import MemoryStore
+from greenroom.subscriptions import Subscriptions
 
 Function = Callable[..., Any]
 
@@ -277,6 +279,29 @@ def line_lost(real: Function) -> Function:
     return add_lines
 
 
+def event_before_commit(real: Function) -> Function:
+    """What happened is told at once."""
+    def note(self: EventLog, noted: list[dict]) -> int:
+        last = real(self, noted)
+        self.show(last)
+        return last
+    return note
+
+
+def event_left_out(real: Function) -> Function:
+    """Nobody hears that a job came back."""
+    def note(self: EventLog, noted: list[dict]) -> int:
+        return real(self, [event for event in noted if event["kind"] != "requeued"])
+    return note
+
+
+def gap_not_told(real: Function) -> Function:
+    """Who comes back is not told what it missed."""
+    def open_(self: Subscriptions, *args: object) -> dict[str, object]:
+        return {**real(self, *args), "gap": False}
+    return open_
+
+
 PLANTS = [
     Plant("fence not checked", LeaseRules, "settle", fence_not_checked, 40),
     Plant("late settle accepted after redelivery", LeaseRules, "_settle_late", late_settle_after_redelivery, 40),
@@ -303,6 +328,9 @@ PLANTS = [
     Plant("counter drift", MemoryStore, "_count", counter_drift, 40),
     Plant("scheduled too early", Scheduled, "pop_due", scheduled_too_early, 40),
     Plant("a cancelled job stays queued", Engine, "cancel", cancelled_job_stays_queued, 40),
+    Plant("an event before its commit", EventLog, "note", event_before_commit, 40),
+    Plant("an event is left out", EventLog, "note", event_left_out, 40),
+    Plant("a gap of events is not told", Subscriptions, "open", gap_not_told, 80),
     Plant("payloads mixed", batches, "_delivered", payloads_mixed, 40),
     Plant("a repeated submit has another outcome", Batches, "find_submission", another_outcome, 40),
 ]

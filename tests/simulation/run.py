@@ -21,9 +21,10 @@ from tests.simulation.house import POINTS, Alarm, House
 from tests.simulation.network import Wire
 from tests.simulation.planner import PLANNED_EVERY, Planner
 from tests.simulation.stores import SimStore, TwinStore
+from tests.simulation.subscriber import FEW_EVENTS, SUBSCRIBED_EVERY, Subscriber
 from tests.simulation.workers import Habits, Worker
 from tests.simulation.world import Violation, World
-from greenroom import batches, clock, engine, lanes, scheduled
+from greenroom import batches, clock, engine, events, lanes, scheduled
 from greenroom.lanes import Window
 from greenroom.leases import Caps, Timing
 from greenroom.stores import Retention
@@ -119,6 +120,8 @@ class Run:
                              restart_grace_s=rng.choice([2.0, 8.0]))
         self.delay_s = rng.choice([0.0005, 0.005, 0.1])
         self.numbers = self._numbers()
+        self._kept_events = FEW_EVENTS if seed % (2 * SUBSCRIBED_EVERY) == 2 else events.MAX_EVENTS
+        self.subscriber: Subscriber | None = None
         self.is_healed = False
         self.actors: list[Actor] = []
         self.wires: list[Wire] = []
@@ -146,7 +149,7 @@ class Run:
             (scheduled, "MAX_IN_MEMORY", numbers.scheduled), (scheduled, "REFILL_BELOW", numbers.scheduled_refill),
             (batches, "BLOCK_NUMBERS", numbers.block), (batches, "SLICE_JOBS", numbers.slice_jobs),
             (batches, "MAX_BATCH_JOBS", numbers.batch_jobs), (lanes, "REFILL_BELOW", numbers.refill_below),
-            (engine, "REFILL_TO", numbers.refill_to), (clock, "time", self.world))]
+            (engine, "REFILL_TO", numbers.refill_to), (events, "MAX_EVENTS", self._kept_events), (clock, "time", self.world))]
         logger, alarm = logging.getLogger("greenroom"), Alarm()
         was_loud, logger.propagate = logger.propagate, False
         logger.addHandler(alarm)
@@ -211,6 +214,9 @@ class Run:
             self.actors.append(self.history.planner)
         if self.seed % STEERED_EVERY == 1 and not self.is_flood:
             self.actors.append(Steerer(self, "steerer"))
+        if self.seed % SUBSCRIBED_EVERY == 2:
+            self.subscriber = Subscriber(self, "subscriber")
+            self.actors.append(self.subscriber)
 
     def new_items(self) -> list[dict]:
         """Return the jobs of a submit, and tell the history of them."""
@@ -410,5 +416,7 @@ class Run:
         check(self.house)
         check_at_rest(self.house)
         self.history.at_the_end()
+        if self.subscriber is not None:
+            self.subscriber.check_end()
         if self.uses_sqlite:
             self.store.check_integrity()

@@ -32,6 +32,8 @@ MUST_HAPPEN = (
     "SQLite kept the open transaction",
     "pause", "a pause ends by itself", "a queued job is changed", "purge", "a job is purged",
     "half-open connection", "half-closed connection", "no answer in time", "put off", "retried", "expired", "timed out", "duplicate", "worker crash", "worker stands still", "wall clock jumps",
+    "gap of events", "subscribed again without a gap", "gap of a slow subscriber", "told to the end", "event: requeued", "event: retried",
+    "event: scheduled", "event: progress", "event: expired",
     "schedule made", "schedule ran", "schedule skipped", "line acknowledged", "log read",
 )
 

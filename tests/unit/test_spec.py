@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom import backups, control_verbs, conversation, schedule_limits, stream
+from greenroom import backups, control_verbs, conversation, events, schedule_limits, stream, subscriptions
 from greenroom.errors import WIRE_ERRORS
 from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL
 from greenroom.leases import MAX_CRASHES, Timing
@@ -69,7 +69,7 @@ def vectors_of_schedules() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry", "runs", "logs", "get", "wait", "settle", "heartbeat", "report", "extend", "backup", "schedules",
-                                  "schedule_delete", "schedule_pause", "schedule_resume", "schedule_run", "pause", "resume", "change", "purge", "explain"])
+                                  "schedule_delete", "schedule_pause", "schedule_resume", "schedule_run", "pause", "resume", "change", "purge", "explain", "subscribe"])
 def test_the_verbs_described_in_a_sentence_name_all_their_fields(verb: str) -> None:
     sentence = part(f"### {verb}\n", "Reply")
 
@@ -78,11 +78,20 @@ def test_the_verbs_described_in_a_sentence_name_all_their_fields(verb: str) -> N
 
 def test_every_verb_is_described() -> None:
     headings = set(re.findall(r"^### (\w+)$", TEXT, re.MULTILINE))
-    watching = part("## 9. Watching", "## 10.")
+    watching = part("## 9. Watching", "### ")
 
     assert headings | set(first_column(watching)) | {"hello", "bye"} == set(VERBS)
     listed = next(line for line in watching.splitlines() if line.startswith("| `jobs`"))
     assert fields_of("jobs") <= set(re.findall(r"`(\w+)`", listed.split("|")[2]))
+
+
+def test_the_kinds_of_events_and_their_bounds_are_those_of_the_code() -> None:
+    text = part("### subscribe", "### backup")
+
+    assert tuple(first_column(text)) == events.KINDS
+    assert f"{subscriptions.MAX_SUBSCRIBERS} subscribers" in text and f"at most {subscriptions.FRAME_EVENTS} events" in text
+    assert f"latest\n{events.MAX_EVENTS:,}" in text and f"for {subscriptions.LINGER_S:g} s after" in text
+    assert f"{conversation.EVENTS_UNSENT_BYTES // 1024} KiB unread" in text
 
 
 def test_the_options_of_a_job_and_their_defaults_are_those_of_the_code() -> None:

@@ -152,11 +152,18 @@ MESSAGES: dict[str, tuple[str, dict]] = {
                             "rate": 0.5, "workers": 1, "asking": 0, "gates": [{"code": "no_free_slot", "text":
                             "1 worker can run it, none has a free slot", "opens": "one of them finishes a job, or another worker connects",
                             "at": None}]}], "tasks_total": 1}),
+    "subscribe": ("C: it comes back, and wants to know of failures in a queue", {"verb": "subscribe", "id": 26, "queue": "mail",
+                  "kinds": ["failed", "scheduled"], "boot": "5f0c6a1e9b7d2384", "after": 310}),
+    "subscribe_reply": ("S:", {"id": 26, "boot": "5f0c6a1e9b7d2384", "position": 310, "gap": False, "oldest": 1}),
     "bye": ("C:", {"verb": "bye", "id": 15}),
     "bye_reply": ("S: and the connection ends", {"id": 15}),
     "notice_cancel": ("S: unasked", {"notice": "cancel", "leases": [[7, 12]]}),
     "notice_drain": ("S: unasked, the broker is going away", {"notice": "drain", "reason": "broker"}),
     "notice_drain_worker": ("S: unasked, this worker shall end", {"notice": "drain", "reason": "worker"}),
+    "notice_events": ("S: unasked, to a subscriber", {"notice": "events", "events": [
+                      {"seq": 312, "kind": "scheduled", "at": 1795560407.5, "job": 8, "queue": "mail", "task": "send", "state": "scheduled",
+                       "attempt": 1, "worker": "w1", "run_at": 1795560415.5, "reason": "failed", "error": "TimeoutError"}],
+                      "position": 315, "gap": False, "oldest": 1}),
     "error": ("S: a request that is refused as a whole", {"id": 2, "error": {"code": "BUSY", "message":
               "too much waits to be written", "retry_after_s": 0.1}}),
     "error_fatal": ("S: the last frame before the broker closes", {"id": 0, "error": {"code": "PROTOCOL_ERROR", "message":
