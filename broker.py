@@ -51,6 +51,7 @@ from greenroom.stores.disk_room import DiskRoom
 from greenroom.tls import ALPN, days_left, describe_certificate, server_context
 from greenroom.verbs import HANDLERS
 from greenroom.webui.app import make_app
+from greenroom.webui.job_events import JobEvents
 from greenroom.webui.live import Live
 from greenroom.webui.server import serve
 
@@ -74,6 +75,7 @@ class LocalCaller:
 
     session = None
     deliveries_written = True
+    takes_events = False  # one answer is all it takes
 
     def __init__(self) -> None:
         self.is_open = True
@@ -132,6 +134,8 @@ class Broker:
             max_connections=_connection_limit(settings.max_connections))
         self.web = None
         self.live = Live(self.call, self.security, lambda: self.dispatch.batches.changes)
+        subscriptions = self.dispatch.subscriptions
+        self.job_events = JobEvents(subscriptions.open, lambda viewer: subscriptions.close(viewer, clock.now()))
         self.dispatch.outside = self.outside
 
     def fail(self, reason: str) -> None:
@@ -226,7 +230,7 @@ class Broker:
             self.dispatch.start()
             self.sessions.start(self.fail)
             self._bind(self.listener.start, self.settings.host, self.settings.port, "--port")
-            app = make_app(self.call, self.security, self.live, self.ready, self.metrics, self.remarks)
+            app = make_app(self.call, self.security, self.live, self.job_events, self.ready, self.metrics, self.remarks)
             self.web = serve(app, WEB_HOST, self.settings.web_port)
             self._bind(self.web.start, WEB_HOST, self.settings.web_port, "--web-port")
         except BaseException:
@@ -283,6 +287,7 @@ class Broker:
                 self.dispatch.drain()
                 self.sessions.announce_drain()
             self.live.stop()
+            self.job_events.stop()
             if self.web is not None:
                 self.web.stop(1.0)
             if self.exit_code == 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Generic, TypeVar, cast
 
@@ -20,6 +20,7 @@ if __name__ == "__main__":
 from greenroom import __version__
 from greenroom.client_backup import Backup, Progress, fetch_backup
 from greenroom.client_controls import Controls
+from greenroom.client_events import EventStream, wanted_fields
 from greenroom.client_jobs import pack_payload, wire_job
 from greenroom.client_logs import MOST_WAIT_S, read_lines
 from greenroom.client_schedules import ScheduleCalls
@@ -295,6 +296,26 @@ class Client(Controls, ScheduleCalls):
         """
         return read_lines(self._call, job_id, after, wait_s=min(MOST_WAIT_S, self.timeout / 2) if follow else 0.0)
 
+    def events(self, *, queue: str | None = None, task: str | None = None, kinds: Iterable[str] | None = None, after: str | None = None,
+               timeout: float | None = None) -> EventStream:
+        """Return an iterator over what happens from now on (docs/protocol_v1.md, `subscribe`): a map each, with `kind`, `seq`, `at` and so on.
+
+        It has a connection of its own, which is made again when it is lost and goes on where it was. Where events were lost it yields
+        `{"kind": "gap", "position": …}`. It can be closed, also by `with`; `close` of the client ends it too.
+
+        Args:
+            queue, task: only events of these. kinds: only those; None: all but "progress".
+            after: only what came after the event that had this `position`; None: what comes from now on.
+            timeout: the iteration ends when so many seconds bring no event; None: never.
+
+        Raises:
+            InvalidError: there is no such kind, or no such position.
+            FullError: the broker has as many subscribers as it takes.
+            ConnectError: the broker was away for longer than the client's timeout.
+        """
+        self._check_process()
+        return EventStream(self._connect, wanted_fields(queue, task, kinds), after, timeout, self.timeout, lambda: self._is_closed)
+
     def jobs(self, *, state: str | None = None, queue: str | None = None, task: str | None = None, worker: str | None = None,
              limit: int | None = None, payload: bool = False) -> Iterator[dict]:
         """Yield views of jobs, newest first, page by page; `limit` ends it after so many."""
@@ -435,13 +456,14 @@ class Client(Controls, ScheduleCalls):
         finally:
             self._lock.release()
 
-    def _connect(self, deadline: float) -> Link:
+    def _connect(self, deadline: float, on_notice: Callable[[dict], None] | None = None,
+                 on_close: Callable[[GreenroomError], None] | None = None) -> Link:
         backoff = Backoff()
         pause_s = backoff.next()
         while True:
             if self._is_closed:
                 raise ConnectError("this client was closed")
-            link = Link(self.endpoint)
+            link = Link(self.endpoint, on_notice=on_notice, on_close=on_close)
             try:
                 link.connect(self._hello, max(0.001, min(CONNECT_TIMEOUT_S, deadline - time.monotonic())))
             except (ConnectError, BusyError, DrainingError) as exc:

@@ -200,7 +200,9 @@ def build_parser() -> argparse.ArgumentParser:
     command("queues", do_queues, "list queues")
     # Not above: they stand on this module.
     from greenroom.client_control_cli import add_commands
+    from greenroom.client_event_cli import add_events_command
     add_commands(command)
+    add_events_command(command)
     command("workers", do_workers, "list workers")
     command("stats", do_stats, "show the broker's counts")
     backup = command("backup", do_backup, "copy the broker's store into a file, while it runs")

@@ -20,6 +20,7 @@ from greenroom.webui.api_failures import FailureRoutes
 from greenroom.webui.api_schedules import ScheduleRoutes
 from greenroom.webui.answers import JSON_TYPE, Refused, dump_json, error_answer
 from greenroom.webui.http_head import MAX_BODY_BYTES
+from greenroom.webui.job_events import JobEvents
 from greenroom.webui.live import Live
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ Call = Callable[[str, dict], dict]
 
 
 def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], live: Live,
-               ready: Callable[[], str | None], metrics: Callable[[], bytes], remarks: Callable[[], list[str]]) -> None:
+               job_events: JobEvents, ready: Callable[[], str | None], metrics: Callable[[], bytes],
+               remarks: Callable[[], list[str]]) -> None:
     """Add the routes of docs/rest.md to a bottle application; the arguments are those of app.make_app."""
     api = _Api(call, security)
 
@@ -66,6 +68,7 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/jobs/<number>/logs", api.logs)
     route("/api/security", api.security)
     route("/api/events", lambda: _events(live))
+    route("/api/events/jobs", lambda: _job_events(job_events))
     route("/healthz", lambda: {"status": "ok"})
     route("/readyz", lambda: _readiness(ready, remarks))
     route("/metrics", lambda: _metrics(metrics))
@@ -253,7 +256,16 @@ def _name_set(worker: dict, kind: str) -> frozenset | None:
 
 def _events(live: Live) -> Iterator[bytes]:
     _no_query()
-    stream = live.watch()
+    return _event_stream(live.watch())
+
+
+def _job_events(job_events: JobEvents) -> Iterator[bytes]:
+    query = _query("queue", "task", "kinds", "after")
+    after = bottle.request.get_header("Last-Event-ID") or query.get("after")  # who comes back knows it better than its URL
+    return _event_stream(job_events.watch(query.get("queue"), query.get("task"), query.get("kinds"), after))
+
+
+def _event_stream(stream: Iterator[bytes]) -> Iterator[bytes]:
     bottle.response.content_type = "text/event-stream"
     bottle.response.set_header("Cache-Control", "no-store")
     bottle.response.set_header("X-Accel-Buffering", "no")

@@ -12,6 +12,7 @@ import bottle
 from greenroom.errors import GreenroomError, InternalError
 from greenroom.webui.answers import SECURITY_HEADERS, Refused, error_answer
 from greenroom.webui.api import add_routes, refuse
+from greenroom.webui.job_events import JobEvents
 from greenroom.webui.live import Live
 
 STATIC_DIR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "static")
@@ -21,7 +22,7 @@ TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
 
 
 def make_app(call: Callable[[str, dict], dict], security: Callable[[], dict], live: Live,
-             ready: Callable[[], str | None], metrics: Callable[[], bytes] = bytes,
+             job_events: JobEvents, ready: Callable[[], str | None], metrics: Callable[[], bytes] = bytes,
              remarks: Callable[[], list[str]] = list) -> bottle.Bottle:
     """Build the WSGI application.
 
@@ -29,13 +30,13 @@ def make_app(call: Callable[[str, dict], dict], security: Callable[[], dict], li
         call: `call(verb, fields)` runs a protocol verb as a session would and returns the reply's fields (bytes are bytes, views
             are dicts); raises GreenroomError. It may switch greenlets and has its own deadline.
         security: returns the shape of `/api/security` (docs/rest.md); must not switch.
-        live: the source of `/api/events`.
+        live: the source of `/api/events`. job_events: that of `/api/events/jobs`.
         ready: returns None, or the reason why the broker is not ready.
         metrics: returns the body of `/metrics`; may switch.
         remarks: returns what a person should look at although the broker is ready.
     """
     app = _App()
-    add_routes(app, call, security, live, ready, metrics, remarks)
+    add_routes(app, call, security, live, job_events, ready, metrics, remarks)
     files = _read_static_files()
     app.route("/", "GET", lambda: _static(files, "index.html"))
     app.route("/favicon.ico", "GET", lambda: _static(files, "favicon.svg"))

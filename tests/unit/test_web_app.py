@@ -17,6 +17,7 @@ from greenroom.job import parse_new_job
 from greenroom.protocol import pack_value, unpack_value
 from greenroom.webui import server as web_server
 from greenroom.webui.app import make_app
+from greenroom.webui.job_events import JobEvents
 from greenroom.webui.live import Live
 from greenroom.webui.server import serve
 
@@ -94,7 +95,9 @@ class Web:
     def __init__(self) -> None:
         self.verbs = Verbs()
         self.live = Live(self.verbs.call, lambda: {"tls": True}, lambda: 1)
-        self.server = serve(make_app(self.verbs.call, lambda: {"tls": True}, self.live, lambda: self.verbs.not_ready), "127.0.0.1", 0)
+        self.events = JobEvents(lambda *_: {}, lambda _: None)
+        app = make_app(self.verbs.call, lambda: {"tls": True}, self.live, self.events, lambda: self.verbs.not_ready)
+        self.server = serve(app, "127.0.0.1", 0)
         self.server.start()
 
     def ask(self, method: str, path: str, body: object = None, headers: dict | None = None) -> Answer:
