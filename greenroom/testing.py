@@ -1,8 +1,8 @@
 """For users' tests: a client without a broker. It runs jobs at once (inline) or when told to (capture), and remembers them.
 
-What goes in and comes out is packed and unpacked as on the way through a broker, and a task is called as a worker calls it.
-Must not know pytest (greenroom/pytest_plugin.py). What only the broker knows (retries by its rules, unique keys, expiry) is not
-imitated here: greenroom/testing_broker.py starts a real one.
+What goes in and comes out is packed and unpacked as on the way through a broker, and a task is called as a worker calls it. Pauses,
+changes, logs and explanations are in testing_steering.py. Must not know pytest (greenroom/pytest_plugin.py). What only the broker
+knows (unique keys, schedules, time limits) is not imitated here: greenroom/testing_broker.py starts a real one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from greenroom.client import Handle, handles_of
@@ -20,13 +20,15 @@ from greenroom.client_jobs import wire_job
 from greenroom.client_submits import reading_failed
 from greenroom.clock import Clock
 from greenroom.errors import FinishedError, GreenroomError, NotFoundError, TooLargeError, WaitTimeoutError
-from greenroom.job import OPTIONS
-from greenroom.pools import RunItem, call_task, outcome_of
+from greenroom.job import OPTIONS, parse_new_job
+from greenroom.pools import Outcome, RunItem, call_task, outcome_of
 from greenroom.protocol import DEFAULT_LIMITS, pack_value, unpack_value
+from greenroom.retries import next_try
 from greenroom.submit_options import check_names, wire_options
 from greenroom.task_functions import TaskFunction
 from greenroom.task_outcomes import Retry, Snooze
 from greenroom.tasks import Context, Registry, default_registry
+from greenroom.testing_steering import WAITING, LocalReports, LocalSteering
 
 #: Runs of one run_due. A task that enqueues itself would go on for ever.
 MOST_RUNS = 100_000
@@ -53,6 +55,12 @@ class LocalJob:
     error: dict | None = None
     started_at: float | None = None
     finished_at: float | None = None
+    failures: int = 0  # since it was submitted or retried by hand
+    failed_since: float | None = None
+    expires_at: float | None = None  # not begun by then: expired
+    progress: tuple[float | None, str | None] | None = None
+    lines: list[dict] = field(default_factory=list)  # of its log, as Client.logs has them
+    runs: list[dict] = field(default_factory=list)  # those that did not complete it, as Client.runs has them
 
     @property
     def arguments(self) -> object:
@@ -71,24 +79,30 @@ class LocalJob:
                 "requeues": 0, "cancel_requested": False, "payload_bytes": len(self.payload),
                 "result_bytes": len(self.result or b""), "encoding": self.encoding, "result": self.result,
                 "result_encoding": None if self.result is None else "msgpack", "error": self.error}
+        if self.progress is not None:
+            view["progress"], view["progress_text"] = self.progress
         return {**view, "payload": self.payload} if payload else view
 
 
-class LocalClient:
+class LocalClient(LocalSteering):
     """Stands where a Client would. Safe in any thread; tasks run in the thread that submits, or calls run_due or advance.
 
     Args:
         inline: run each job as soon as it is due, within `submit`; else nothing runs before `run_due`.
         raise_errors: let what a task raises leave `submit` or `run_due`, too; else the job is failed, as with a worker.
+        retries: try a job that failed again later, as its options say, with the longest pauses that they allow; `advance` to get there.
+            Errors leave only when no try is left. Else the first failure is the last.
         registry: whose tasks are run.
 
     Attributes:
         submitted: all jobs, in order.
     """
 
-    def __init__(self, *, inline: bool, raise_errors: bool = True, registry: Registry = default_registry) -> None:
+    def __init__(self, *, inline: bool, raise_errors: bool = True, retries: bool = False,
+                 registry: Registry = default_registry) -> None:
         self.inline = inline
         self.raise_errors = raise_errors
+        self.retries = retries
         self.submitted: list[LocalJob] = []
         self._registry = registry
         self._clock = Clock()
@@ -97,6 +111,7 @@ class LocalClient:
         self._queued: list[tuple[int, int]] = []  # priority and id
         self._scheduled: list[tuple[float, int]] = []  # run_at and id
         self._fences = itertools.count(1)
+        self._pauses: dict[tuple[str, str], dict] = {}  # (kind, name) -> as Client.pause has it
 
     # What a Client has.
 
@@ -219,13 +234,18 @@ class LocalClient:
         run_at = now + job["delay"] if "delay" in job else job.get("run_at")
         with self._lock:
             taken = LocalJob(len(self.submitted) + 1, job["task"], payload, job.get("encoding", "msgpack"), options, now, run_at)
+            if "expires_in" in job:
+                taken.expires_at = max(now, run_at or now) + job["expires_in"]
             self.submitted.append(taken)
             self._line_up(taken)
         return taken.id
 
     def _find(self, job_id: int) -> LocalJob | None:
         with self._lock:
-            return self.submitted[job_id - 1] if 1 <= job_id <= len(self.submitted) else None
+            job = self.submitted[job_id - 1] if 1 <= job_id <= len(self.submitted) else None
+            if job is not None:
+                self._expire(job)
+            return job
 
     def _view(self, job_id: int, payload: bool) -> dict:
         job = self._find(job_id)
@@ -259,29 +279,49 @@ class LocalClient:
 
     def _next_due(self) -> LocalJob | None:
         now = self.now()
+        held: list[tuple[int, int]] = []
         with self._lock:
             while self._scheduled and self._scheduled[0][0] <= now:
                 job = self.submitted[heapq.heappop(self._scheduled)[1] - 1]
                 if job.state == "scheduled":
                     self._line_up(job)
-            while self._queued:
-                job = self.submitted[heapq.heappop(self._queued)[1] - 1]
-                if job.state == "queued":
-                    job.state, job.started_at = "running", now
-                    job.attempt += 1
-                    return job
-        return None
+            found = None
+            while self._queued and found is None:
+                entry = heapq.heappop(self._queued)
+                job = self.submitted[entry[1] - 1]
+                self._expire(job)
+                if job.state != "queued" or entry[0] != job.option("priority"):
+                    continue  # it ended meanwhile, or has another place
+                if self._pauses_of(job):
+                    held.append(entry)
+                else:
+                    found = job
+            for entry in held:
+                heapq.heappush(self._queued, entry)
+            if found is not None:
+                found.state, found.started_at = "running", now
+                found.attempt += 1
+            return found
+
+    def _expire(self, job: LocalJob) -> None:
+        """End a job that was not begun in time."""
+        if job.state in WAITING and not job.attempt and job.expires_at is not None and job.expires_at <= self.now():
+            job.state, job.finished_at = "expired", job.expires_at
 
     def _run(self, job: LocalJob) -> None:
         item = RunItem(job.id, next(self._fences), job.task, job.payload, job.encoding, job.option("queue"), job.attempt, "local")
-        context = Context(job_id=job.id, fence=item.fence, attempt=job.attempt, task=job.task, queue=item.queue, worker=item.worker)
+        context = Context(job_id=job.id, fence=item.fence, attempt=job.attempt, task=job.task, queue=item.queue, worker=item.worker,
+                          reports=LocalReports(job, self.now))
         try:
             job.result = call_task(self._registry, item, context)
         except (Exception, SystemExit) as exc:
             if isinstance(exc, (Snooze, Retry)):
                 self._later(job, exc)
                 return
-            self._end(job, "failed", outcome_of(item, exc, 0.0).error)
+            outcome = outcome_of(item, exc, 0.0)
+            if self.retries and self._try_again(job, outcome):
+                return
+            self._end(job, "failed", outcome.error)
             if self.raise_errors:
                 raise
         except BaseException:  # a test that fails, or Ctrl-C: not the task's doing
@@ -290,16 +330,39 @@ class LocalClient:
         else:
             self._end(job, "completed")
 
+    def _try_again(self, job: LocalJob, outcome: Outcome) -> bool:
+        """Put a failed job off to its next try; False: there is none."""
+        now, wish = self.now(), outcome.wish or {}
+        job.failures += 1
+        job.failed_since = now if job.failed_since is None else job.failed_since
+        extras = parse_new_job({"task": job.task, **job.options}, DEFAULT_LIMITS.payload).options.extras
+        asked = False if wish.get("retry") is False else wish.get("retry_at")
+        at = next_try(extras, job.failures, job.failed_since, outcome.error["name"], asked, now, 1.0)
+        if at is None:
+            return False
+        self._note_run(job, "failed", outcome.error)
+        with self._lock:
+            job.error, job.run_at = outcome.error, at
+            self._line_up(job)
+        return True
+
     def _later(self, job: LocalJob, exc: Snooze | Retry) -> None:
         """Let a job run again at a time that its task chose."""
         after_s = exc.seconds if isinstance(exc, Snooze) else exc.in_s
+        self._note_run(job, "snoozed" if isinstance(exc, Snooze) else "failed", None)
         with self._lock:
             job.run_at = self.now() + after_s if after_s is not None else exc.at
             self._line_up(job)
 
     def _end(self, job: LocalJob, state: str, error: dict | None = None) -> None:
+        if state != "completed":
+            self._note_run(job, state, error)
         job.error, job.finished_at = error, self.now()
         job.state = state
+
+    def _note_run(self, job: LocalJob, outcome: str, error: dict | None) -> None:
+        job.runs.append({"attempt": job.attempt, "worker": "local", "started_at": job.started_at, "ended_at": self.now(),
+                         "outcome": outcome, "error": error})
 
     def _matching(self, task: TaskFunction | str | None, options: Mapping[str, object] | None,
                   arguments: Mapping[str, object]) -> list[LocalJob]:

@@ -1,0 +1,136 @@
+"""What the client without a broker knows of pauses, changes, logs and why a job waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from greenroom import tasks
+from greenroom.default_client import set_default_client
+from greenroom.errors import ConflictError, FinishedError, InvalidError, NotFoundError
+from greenroom.tasks import Context, Registry, task
+from greenroom.testing import LocalClient
+
+ran: list[object] = []
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalClient]:
+    ran.clear()
+    registry = Registry()
+    monkeypatch.setattr(tasks, "default_registry", registry)
+    client = LocalClient(inline=False, raise_errors=False, registry=registry)
+    before = set_default_client(client)
+
+    @task(name="note")
+    def note(context: Context, what: object, fail: bool = False) -> None:
+        context.progress(0.5, "half")
+        context.log("first\nsecond")
+        if fail:
+            raise LookupError("no")
+        ran.append(what)
+
+    yield client
+    set_default_client(before)
+
+
+def codes(client: LocalClient, job: int) -> list[str]:
+    return [gate["code"] for gate in client.explain(job)["gates"]]
+
+
+def test_a_pause_holds_back_its_queue_or_task_until_it_ends(capture: LocalClient) -> None:
+    held, free = capture.submit("note", {"what": 1}, queue="mail").id, capture.submit("note", {"what": 2}).id
+    made = capture.pause("mail", seconds=60, reason="why", by="ann")
+    assert capture.pauses() == [made] and codes(capture, held) == ["queue_paused"] and codes(capture, free) == ["no_worker"]
+    assert capture.run_due() == 1 and ran == [2]
+
+    capture.advance(61)
+    assert capture.pauses() == [] and capture.run_due() == 1 and ran == [2, 1]
+
+    capture.submit("note", {"what": 3})
+    capture.pause(task="note")
+    assert capture.run_due() == 0
+    assert capture.resume(task="note") is True and capture.resume(task="note") is False
+    assert capture.run_due() == 1
+    with pytest.raises(InvalidError):
+        capture.pause("mail", task="note")
+
+
+def test_a_waiting_job_is_changed_and_others_are_not(capture: LocalClient) -> None:
+    first, second, third = (capture.submit("note", {"what": what}).id for what in range(3))
+    capture.cancel([third])
+
+    assert capture.change([second], priority=1, payload={"what": "new"}) == ["changed"]
+    done, missing = capture.change([third, 99], priority=1)
+    assert isinstance(done, FinishedError) and isinstance(missing, NotFoundError)
+    assert capture.change([first], delay=60) == ["changed"] and codes(capture, first) == ["not_due"]
+    assert capture.run_due() == 1 and ran == ["new"]
+
+    capture.change([first], delay=0, priority=9)
+    capture.change([first], priority=3)
+    assert capture.run_due() == 1 and ran == ["new", 0]
+    for wrong in ({}, {"priority": 11}):
+        with pytest.raises(InvalidError):
+            capture.change([first], **wrong)
+
+
+def test_progress_log_and_runs_are_kept_and_a_failed_job_can_be_retried(capture: LocalClient) -> None:
+    job = capture.submit("note", {"what": 1, "fail": True}).id
+    capture.run_due()
+
+    assert capture.get([job])[0]["progress"] == 0.5 and codes(capture, job) == ["finished"]
+    assert [(line["seq"], line["attempt"], line["text"]) for line in capture.logs(job, after=1)] == [(2, 1, "second")]
+    (run,) = capture.runs(job)
+    assert (run["attempt"], run["outcome"], run["error"]["name"]) == (1, "failed", "LookupError")
+
+    assert capture.retry([job]) == ["queued"] and isinstance(capture.retry([job])[0], ConflictError)
+    capture.change([job], payload={"what": 2})
+    capture.run_due()
+    assert ran == [2] and len(list(capture.logs(job))) == 4
+    assert [view["id"] for view in capture.jobs(state="completed", limit=1)] == [job] and not list(capture.jobs(queue="other"))
+    with pytest.raises(NotFoundError):
+        list(capture.logs(99))
+
+
+def test_a_job_that_is_not_begun_in_time_is_expired(capture: LocalClient) -> None:
+    late, later = capture.submit("note", {"what": 1}, expires_in=10), capture.submit("note", {"what": 2}, delay=60, expires_in=10)
+    capture.advance(11)
+    assert late.status()["state"] == "expired" and capture.run_due() == 0
+
+    capture.advance(50)
+    assert capture.run_due() == 1 and ran == [2] and later.status()["state"] == "completed"
+    assert capture.retry([late.id]) == ["queued"] and capture.run_due() == 1
+
+
+def test_with_retries_a_failed_job_is_tried_again_as_its_options_say(capture: LocalClient) -> None:
+    capture.retries = capture.raise_errors = True
+    job = capture.submit("note", {"what": 1, "fail": True}, attempts=3, backoff="exponential", backoff_base=10)
+    other = capture.submit("note", {"what": 1, "fail": True}, retry_never=["LookupError"])
+    assert capture.change([other.id], run_at=capture.now() + 5000) == ["changed"]
+
+    assert capture.run_due() == 1 and job.status()["state"] == "scheduled" and codes(capture, job.id) == ["not_due"]
+    capture.advance(9)
+    assert capture.run_due() == 0
+    capture.advance(1.1)
+    assert capture.run_due() == 1
+    capture.advance(20.1)
+    with pytest.raises(LookupError):
+        capture.run_due()
+    assert job.status()["state"] == "failed" and len(capture.runs(job.id)) == 3
+
+    capture.retry([job.id])
+    assert capture.run_due() == 1 and job.status()["state"] == "scheduled"
+    capture.change([job.id], delay=7000)
+    capture.advance(6000)
+    with pytest.raises(LookupError):
+        capture.run_due()
+    assert other.status()["state"] == "failed"
+
+
+def test_what_needs_a_broker_says_what_to_use(capture: LocalClient) -> None:
+    for call in (lambda: capture.schedule("s", "note", every="1s"), lambda: capture.events(), lambda: capture.stats()):
+        with pytest.raises(NotImplementedError, match="greenroom_broker"):
+            call()
+    with pytest.raises(AttributeError):
+        capture.nonsense()
