@@ -68,6 +68,8 @@ def _stats(desk: Desk, by_task: views.Grouped) -> dict[str, object]:
         paused={kind: sum(pause.kind == kind for pause in engine.pauses) for kind in ("queue", "task")},
         settles={"late": tally.late_settles, "stale": tally.stale_settles, "repeated": tally.repeated_settles},
         repeated_submits=tally.repeated_submits, refused=dict(tally.refused), refused_jobs=dict(tally.refused_jobs),
+        schedules={"submitted": tally.schedule_jobs, "skipped": tally.schedule_skips, "missed": tally.schedule_misses},
+        reports={"lines": tally.log_lines, "progress": tally.progress_reports}, subscribers=len(desk.subscriptions),
         waiting={"reserves": engine.parked, "waits": desk.waits.open, "answers": desk.batches.held_answers,
                  "answer_bytes": desk.batches.held_bytes},
         **desk.outside())

@@ -426,11 +426,13 @@ class LeaseRules:
                 continue
             if item.fraction is not None or item.text is not None:
                 job.report = (job.report or Report())._replace(fraction=item.fraction, text=item.text)
+                self.tally.progress_reports += 1
                 if self.is_watched:
                     self.effects.events.append(progress_event(job, now))
             if item.lines:
                 first = job.report.first if job.report is not None else 1
                 self.effects.lines += take_lines(job, item.lines)
+                self.tally.log_lines += len(item.lines)
                 self.effects.dirty[job.id] = job
                 if job.report.first > first:
                     self.effects.first_lines[job.id] = job.report.first

@@ -137,6 +137,14 @@ METRICS: tuple[Family, ...] = (
            "jobs that came back: lost, expired, crash, nack, bye, not_presented", _map("requeued_by", REQUEUES)),
     Family("greenroom_returns_total", "counter", ("reason",), "jobs given back before they began: unbegun, never_arrived",
            _map("requeued_by", RETURNS)),
+    Family("greenroom_schedule_jobs_total", "counter", (), "jobs that schedules submitted", _stat("schedules", "submitted")),
+    Family("greenroom_schedule_skips_total", "counter", (), "runs of schedules left out, as the previous job was unfinished",
+           _stat("schedules", "skipped")),
+    Family("greenroom_schedule_misses_total", "counter", (),
+           "how often a schedule came more than a minute late, so that its policy for missed runs decided", _stat("schedules", "missed")),
+    Family("greenroom_job_log_lines_total", "counter", (), "log lines of jobs, taken from workers", _stat("reports", "lines")),
+    Family("greenroom_job_progress_reports_total", "counter", (), "reports of how far a run is, taken from workers",
+           _stat("reports", "progress")),
     # -- windows
     Family("greenroom_window_jobs", "gauge", (), "queued jobs in memory", _stat("memory", "jobs")),
     Family("greenroom_window_max_jobs", "gauge", (), "how many queued jobs may be in memory (`window_jobs`)",
@@ -176,6 +184,7 @@ METRICS: tuple[Family, ...] = (
            lambda f: f.stats["refused"].get("INTERNAL", 0)),
     Family("greenroom_sessions", "gauge", ("role",), "connected clients and workers", _sessions),
     Family("greenroom_workers", "gauge", ("status",), "workers: idle, busy, or lost (may come back)", _workers),
+    Family("greenroom_event_subscribers", "gauge", (), "who is told of events, of 64", _stat("subscribers")),
     Family("greenroom_viewers", "gauge", (), "pages that watch live", _stat("process", "viewers")),
     # -- the process
     Family("greenroom_resident_memory_bytes", "gauge", (), "memory of the process", _stat("process", "resident_bytes")),

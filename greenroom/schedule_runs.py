@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from greenroom.errors import DrainingError, GreenroomError, StoreFullError
 from greenroom.job import FINISHED_STATES, Job
 from greenroom.records import Lost, StoredSchedule
-from greenroom.schedules import Schedule, Schedules
+from greenroom.schedules import LATE_S, Schedule, Schedules
 from greenroom.unique import Duplicate
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class ScheduleRuns:
             if _is_unfinished(found):
                 if overlap == "skip":
                     schedule.skipped += 1
+                    desk.engine.tally.schedule_skips += 1
                     count = 0
                 else:
                     self.check_open()
@@ -136,6 +137,7 @@ class ScheduleRuns:
         if count:
             self.check_open()
             schedule.submitted(self._submit(schedule, count), wall)
+        desk.engine.tally.schedule_misses += wall - schedule.next_at > LATE_S
         schedule.advance(wall)
         self.changed(schedule)
         self.table.arm(schedule)
@@ -148,6 +150,7 @@ class ScheduleRuns:
             if isinstance(outcome, GreenroomError):  # all are of one lane, so it is the same for all
                 raise outcome
         self._desk.batches.note_payloads(count * len(schedule.payload))
+        self._desk.engine.tally.schedule_jobs += sum(not isinstance(outcome, Duplicate) for outcome in outcomes)
         return [outcome.job if isinstance(outcome, Duplicate) else outcome for outcome in outcomes]
 
     def _look_up(self, schedule: Schedule, job_id: int) -> None:

@@ -391,7 +391,7 @@ def test_answers_have_the_fields_that_the_vectors_show(make_broker: object) -> N
         "hello": broker.connect(instance=INSTANCE, leases=[[1, 1]]).greeting | {"leases": ["OK"]}, "reserve": reserved,
         "get": producer.call("get", jobs=[ended]), "heartbeat": worker.call("heartbeat", leases=[lease]), "ping": producer.call("ping"),
         "extend": worker.call("extend", **{"leases": [lease], "for": 1}), "queues": producer.call("queues"),
-        "workers": producer.call("workers"), "stats": producer.call("stats"), "bye": worker.call("bye")}
+        "workers": producer.call("workers"), "stats": producer.call("stats"), "subscribe": producer.call("subscribe"), "bye": worker.call("bye")}
 
     for verb, answer in answers.items():
         assert shape(answer) == shape(vectors[f"{verb}_reply"][1]), verb

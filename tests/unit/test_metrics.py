@@ -29,7 +29,7 @@ def shown_by(core: Core, **more: object) -> Figures:
     dispatch = SimpleNamespace(
         engine=core.engine, batches=core.batches, waits=core.batches.waits, now=lambda: core.now, started_at=core.now - 60.0,
         breathe=lambda: None, lag=Distribution(SECONDS), commit_time=Distribution(SECONDS), batch_rows=Distribution(ROWS),
-        store_full=False, free_bytes=10**9, committing_s=0.0, outside=lambda: {
+        store_full=False, free_bytes=10**9, committing_s=0.0, subscriptions=(), outside=lambda: {
             "door": {"open": 3, "shaking": 1, "max": 100, "handshakes": 5, "protocol_errors": 2}, "rejected": {"plain_tcp": 4},
             "process": {"resident_bytes": 5 * 10**7, "cpu_s": 1.5, "open_files": 20, "max_files": 1000, "viewers": 1,
                         "log_lines_dropped": 0}})
@@ -157,6 +157,20 @@ def test_counters_tell_what_happened_to_settles_submits_and_jobs_that_came_back(
     assert [total("returns", reason=reason) for reason in ("unbegun", "never_arrived")] == [1, 0]
     assert total("jobs_finished", state="completed") == 2 and value(shown, "greenroom_jobs", state="queued") == 4
     assert sum(sample.value for sample in parsed(shown)["greenroom_requeues_total"].samples) == core.engine.requeues
+
+
+def test_what_runs_tell_and_who_is_told_of_events_is_counted() -> None:
+    core = Core()
+    (job,) = submitted(core, new_job())
+    worker = core.connect()
+    reserved(worker)
+    worker.report(job, 0.5, "half", "a line", "another")
+    worker.report(job, None, None, "a third")
+    worker.report(job, 0.5, None, "of nobody", fence=10**6)
+    shown = shown_by(core, subscriptions=("somebody",))
+
+    assert value(shown, "greenroom_job_log_lines_total") == 3 and value(shown, "greenroom_job_progress_reports_total") == 1
+    assert value(shown, "greenroom_event_subscribers") == 1
 
 
 def test_settles_of_jobs_that_only_the_store_knows_are_counted_too() -> None:
