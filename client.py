@@ -22,6 +22,7 @@ from greenroom.client_backup import Backup, Progress, fetch_backup
 from greenroom.client_controls import Controls
 from greenroom.client_events import EventStream, wanted_fields
 from greenroom.client_jobs import pack_payload, wire_job
+from greenroom.client_filters import wire_filter
 from greenroom.client_logs import MOST_WAIT_S, read_lines
 from greenroom.client_schedules import ScheduleCalls
 from greenroom.client_submits import RESEND_S, Submits
@@ -316,10 +317,16 @@ class Client(Controls, ScheduleCalls):
         self._check_process()
         return EventStream(self._connect, wanted_fields(queue, task, kinds), after, timeout, self.timeout, lambda: self._is_closed)
 
-    def jobs(self, *, state: str | None = None, queue: str | None = None, task: str | None = None, worker: str | None = None,
-             limit: int | None = None, payload: bool = False) -> Iterator[dict]:
-        """Yield views of jobs, newest first, page by page; `limit` ends it after so many."""
-        filters = {"state": state, "queue": queue, "task": task, "worker": worker}
+    def jobs(self, filter: str | dict | None = None, *, state: str | None = None, queue: str | None = None, task: str | None = None,
+             worker: str | None = None, limit: int | None = None, payload: bool = False) -> Iterator[dict]:
+        """Yield views of jobs that meet all conditions, newest first, page by page; `limit` ends it after so many.
+
+        Args:
+            filter: as people write it (docs/clients.md, section 2), `'state:failed finished>-2h "no answer"'`, or a map as on the wire.
+
+        Raises InvalidError for a filter that cannot be meant; `field` names the condition.
+        """
+        filters = {"filter": wire_filter(filter), "state": state, "queue": queue, "task": task, "worker": worker}
         message = {"verb": "jobs", "payload": payload, **{key: value for key, value in filters.items() if value is not None}}
         before: int | None = None
         left = limit if limit is not None else float("inf")

@@ -428,7 +428,7 @@ VERBS: dict[str, tuple[Field, ...]] = {
     "report": (Field("leases", _items(1), required=True),),
     "extend": (Field("leases", _leases(1), required=True), Field("for", seconds_between(1, 86400), required=True)),
     "jobs": (
-        Field("state", _word(*STATE_BY_LABEL)), Field("queue", check_name), Field("task", check_name),
+        Field("filter", _map), Field("state", _word(*STATE_BY_LABEL)), Field("queue", check_name), Field("task", check_name),
         Field("worker", check_name), Field("before", _integer(1, NUMBER_LIMIT)), Field("limit", _integer(1, 1000), 50),
         Field("payload", check_flag, False)),
     "queues": (),

@@ -193,6 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
     logs.add_argument("id", metavar="ID", type=job_id)
     logs.add_argument("-f", "--follow", action="store_true", help="wait for more until the job is finished")
     jobs = command("jobs", do_jobs, "list jobs, newest first")
+    jobs.add_argument("filter", metavar="FILTER", nargs="?", help="as in 'state:failed task:mail.* error:TimeoutError finished>-2h \"no answer\"'")
     jobs.add_argument("--state", choices=list(STATE_BY_LABEL))
     for name in ("queue", "task", "worker"):
         jobs.add_argument(f"--{name}", metavar="NAME")
@@ -341,7 +342,7 @@ def _print_outcomes(ids: list[int], outcomes: list[str | GreenroomError], output
 
 def do_jobs(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`jobs`: print what the filters let through."""
-    found = client.jobs(state=args.state, queue=args.queue, task=args.task, worker=args.worker, limit=args.n, payload=True)
+    found = client.jobs(args.filter, state=args.state, queue=args.queue, task=args.task, worker=args.worker, limit=args.n, payload=True)
     output.rows((readable(view) for view in found), JOB_COLUMNS)
     return DONE
 

@@ -11,10 +11,10 @@ from greenroom import views
 from greenroom.desk import Desk
 from greenroom.errors import InvalidError, TooLargeError
 from greenroom.gates import explain_job, explain_queue
-from greenroom.job import Job, JobChange
+from greenroom.filters import Filter
+from greenroom.job import QUEUED, SCHEDULED, Job, JobChange
 from greenroom.protocol import DEFAULT_LIMITS, Request
 from greenroom.records import Lost, Pause
-from greenroom.stores import Reader
 from greenroom.verb_parts import Caller, each_job, load, on_each
 
 #: Jobs that one purge looks at; then its peer asks for more.
@@ -80,15 +80,9 @@ def _purge(desk: Desk, caller: Caller, request: Request) -> None:
     queue, task, before = (request.fields[name] for name in ("queue", "task", "before"))
     desk.check_room()
     desk.wait_for_commit(5.0)
-    filters = {"queue": queue} if task is None else {"queue": queue, "task": task}
-
-    def read(reader: Reader) -> list[tuple[list[Job], int | None]]:
-        return [reader.page(before=before, limit=PURGE_JOBS, state=state, **filters) for state in ("queued", "scheduled")]
-
-    pages = desk.read(read)
-    # Ids from here on were looked at for both states; those below are for the next request.
-    following = max((next_id for _, next_id in pages if next_id is not None), default=None)
-    ids = sorted({job.id for jobs, _ in pages for job in jobs if following is None or job.id >= following}, reverse=True)
+    waiting = Filter(states=frozenset({QUEUED, SCHEDULED}), queue=queue, task=task)
+    jobs, following = desk.read(lambda reader: reader.page(waiting, before=before, limit=PURGE_JOBS))
+    ids = [job.id for job in jobs]
 
     def answer(outcomes: dict[int, object]) -> dict:
         is_busy = any(isinstance(outcome, dict) for outcome in outcomes.values())

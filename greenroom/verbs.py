@@ -15,7 +15,8 @@ from greenroom.desk import Desk
 from greenroom.engine import Engine
 from greenroom.errors import (
     BusyError, DamagedError, DrainingError, FullError, GreenroomError, KeyConflictError, StoreFullError, TooLargeError)
-from greenroom.job import FINISHED_STATES, RUNNING, STATE_BY_LABEL, Job, NewJob, parse_new_job
+from greenroom.job import FINISHED_STATES, Job, NewJob, parse_new_job
+from greenroom.matching import filter_of, matching
 from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_list, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
 from greenroom.unique import Duplicate
@@ -314,23 +315,15 @@ def _extend(desk: Desk, caller: Caller, request: Request) -> None:
 
 def _jobs(desk: Desk, caller: Caller, request: Request) -> None:
     fields = request.fields
-    filters = {name: fields[name] for name in ("queue", "task", "worker") if fields[name] is not None}
-    before, limit, state = fields["before"], fields["limit"], fields["state"]
-    if state == RUNNING.label:
-        jobs, next_id = views.running_page(desk.engine, filters, before, limit, desk.breathe_if_due)
-    else:
-        desk.wait_for_commit(5.0)
-        rows, next_id = desk.read(lambda reader: reader.page(before=before, limit=limit, state=state, **filters))
-        jobs = [desk.in_memory(job.id) or job for job in rows]
-        if state is not None:
-            jobs = [job for job in jobs if job.state is STATE_BY_LABEL[state]]
+    wanted = filter_of(fields)
+    jobs, next_id = matching(desk, wanted, fields["before"], fields["limit"])
     shown = [views.small_view(job, with_payload=fields["payload"]) for part in parts(desk, jobs) for job in part]
     desk.breathe_if_due()
     fit = fitting(shown)  # errors may be long
     if len(fit) < len(shown):
         next_id = fit[-1]["id"]
     desk.breathe_if_due()
-    desk.batches.hold(caller, request.id, {"jobs": fit, "next": next_id})
+    desk.batches.hold(caller, request.id, {"jobs": fit, "next": next_id, "scanned_to": next_id or wanted.id_from or 1})
 
 
 def _runs(desk: Desk, caller: Caller, request: Request) -> None:

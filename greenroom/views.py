@@ -11,6 +11,7 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from greenroom.engine import Engine
+from greenroom.filters import Filter
 from greenroom.groups import Group
 from greenroom.job import SMALL_BYTES, STATES, Job, State
 from greenroom.lanes import Lane
@@ -270,20 +271,17 @@ def _count(names: frozenset[str] | None) -> int:
     return 0 if names is None else len(names)
 
 
-def running_page(engine: Engine, filters: dict[str, str], before: int | None, limit: int,
+def running_page(engine: Engine, wanted: Filter, before: int | None, limit: int,
                  breathe: Callable[[], None]) -> tuple[list[Job], int | None]:
     """Return the newest running jobs that fit, below the id `before`, and the id that the next page is before or None.
 
     They are listed from memory: the store records them as queued.
-
-    Args:
-        filters: names of attributes of a job -> the value they must have.
     """
     newest: list[Job] = []
     looked_at = 0
     for session in list(engine.sessions.values()):
-        fitting = [lease.job for lease in session.leases.values() if before is None or lease.job.id < before]
-        newest.extend(job for job in fitting if all(getattr(job, name) == value for name, value in filters.items()))
+        below = [lease.job for lease in session.leases.values() if before is None or lease.job.id < before]
+        newest.extend(job for job in below if wanted.fits(job))
         looked_at += 1 + len(session.leases)
         if looked_at >= SESSIONS_PER_BREATH:
             looked_at = 0

@@ -13,7 +13,9 @@ from urllib.parse import parse_qsl
 
 import bottle
 
+from greenroom.clock import Clock
 from greenroom.errors import GreenroomError, InternalError, from_wire
+from greenroom.filter_text import filter_from_text
 from greenroom.job import NUMBER_LIMIT, OPTIONS, STATE_BY_LABEL
 from greenroom.webui import shapes
 from greenroom.webui.api_failures import FailureRoutes
@@ -128,14 +130,16 @@ class _Api:
         return {"queues": reply["queues"], "total": reply["total"]}
 
     def jobs(self) -> dict:
-        fields: dict[str, object] = {"limit": 50, **_query("state", "queue", "task", "worker", "before", "limit"), "payload": True}
+        fields: dict[str, object] = {"limit": 50, **_query("q", "state", "queue", "task", "worker", "before", "limit"), "payload": True}
         if fields.get("state", "queued") not in STATE_BY_LABEL:
             raise Refused("INVALID", f"state must be one of {', '.join(STATE_BY_LABEL)}", field="state")
         fields["limit"] = _integer("limit", fields["limit"], MAX_PAGE)
         if "before" in fields:
             fields["before"] = _integer("before", fields["before"], NUMBER_LIMIT - 1)
+        if "q" in fields:
+            fields["filter"] = filter_from_text(fields.pop("q"), Clock().now())
         reply = self._call("jobs", fields)
-        return {"jobs": [shapes.job_row(view) for view in reply["jobs"]], "next": reply.get("next")}
+        return {"jobs": [shapes.job_row(view) for view in reply["jobs"]], "next": reply["next"], "scanned_to": reply["scanned_to"]}
 
     def job(self, number: str) -> dict:
         _no_query()

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from greenroom.errors import ConfigError
+from greenroom.filters import EVERY, Filter
 from greenroom.job import Job, Run
 from greenroom.records import Damaged, LaneCounts, LogLine, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
 
@@ -142,14 +143,16 @@ class Reader(Protocol):
     def jobs(self, ids: list[int], *, payload: bool = False) -> dict[int, Job | Lost]:
         """Return these jobs as committed (with result; payload only if asked for)."""
 
-    def page(self, *, before: int | None, limit: int, state: str | None = None, queue: str | None = None,
-             task: str | None = None, worker: str | None = None) -> tuple[list[Job], int | None]:
-        """Return jobs newest first: ids below `before` (None: from the newest) that match all filters.
+    def page(self, wanted: Filter = EVERY, *, before: int | None, limit: int) -> tuple[list[Job], int | None]:
+        """Return jobs newest first: ids below `before` (None: from the newest) that fit, as recorded (running ones as queued).
 
-        Looks at no more than 20,000 rows a call. Returns the jobs (payload None unless at most SMALL_BYTES, with
-        payload_bytes; result likewise) and the id to pass as `before` for the next page, or None at the end. A page may hold
-        fewer than `limit` jobs, even none, and still have a next one: filters that match rarely are scanned in steps.
+        Looks for 100 ms at most, or at 20,000 rows. Returns the jobs (payload None unless at most SMALL_BYTES, with
+        payload_bytes; result likewise) and the id to pass as `before` for the next page, or None at the end: all jobs from that id up
+        were looked at. A page may hold fewer than `limit` jobs, even none, and still have a next one.
         """
+
+    def count(self, wanted: Filter, before: int | None) -> tuple[int, int | None]:
+        """Return how many jobs fit, in the same way: bounded in time, and with the id to go on from, or None."""
 
     def runs(self, job_id: int) -> list[Run]:
         """Return the latest 100 runs of a job that did not complete it, as committed, oldest first."""

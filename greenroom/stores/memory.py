@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATE_BY_LABEL, STATES, Job, Rewrite, Run, State
+from greenroom.filters import EVERY, Filter
+from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATES, Job, Rewrite, Run, State
 from greenroom.records import Damaged, LaneCounts, LogLine, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.unique import Taken, taken_by
@@ -306,26 +307,39 @@ class MemoryReader:
                 job.payload = None
         return found
 
-    def page(self, *, before: int | None, limit: int, state: str | None = None, queue: str | None = None,
-             task: str | None = None, worker: str | None = None) -> tuple[list[Job], int | None]:
+    def page(self, wanted: Filter = EVERY, *, before: int | None, limit: int) -> tuple[list[Job], int | None]:
         """Return jobs newest first, and where the next page begins; see greenroom.stores.Reader."""
-        wanted = None if state is None else STATE_BY_LABEL.get(state)
-        if limit < 1 or (state is not None and wanted in (None, State.RUNNING)):
-            return [], None
         found: list[Job] = []
+        following = None
         with self._store._lock:
-            ids = self._store._seen_ids
-            end = len(ids) if before is None else bisect_left(ids, before)
-            stop = max(0, end - _PAGE_SCAN_ROWS)
-            for place in range(end - 1, stop - 1, -1):
-                job = self._store._seen[ids[place]]
-                if wanted not in (None, job.state) or queue not in (None, job.queue) or task not in (None, job.task) or (
-                        worker not in (None, job.worker)):
-                    continue
+            for job, following in self._fitting(wanted, before):
+                if job is None:
+                    break
                 if len(found) == limit:
                     return found, found[-1].id
                 found.append(_copy(job, small=True))
-            return found, ids[stop] if stop else None
+        return found, following
+
+    def count(self, wanted: Filter, before: int | None) -> tuple[int, int | None]:
+        """Return how many jobs fit, and before which id nothing was looked at; see greenroom.stores.Reader."""
+        found, following = 0, None
+        with self._store._lock:
+            for job, following in self._fitting(wanted, before):
+                found += job is not None
+        return found, following
+
+    def _fitting(self, wanted: Filter, before: int | None) -> Iterator[tuple[Job | None, int | None]]:
+        """Yield the jobs that fit, newest first, each with None; at last None with the id before which nothing was looked at, if any."""
+        if wanted.states is not None:
+            wanted = wanted._replace(states=frozenset(map(_recorded, wanted.states)))
+        ids = self._store._seen_ids
+        end = len(ids) if before is None else bisect_left(ids, before)
+        stop = max(0, end - _PAGE_SCAN_ROWS)
+        for place in range(end - 1, stop - 1, -1):
+            job = self._store._seen[ids[place]]
+            if wanted.fits(job):
+                yield job, None
+        yield None, ids[stop] if stop else None
 
     def runs(self, job_id: int) -> list[Run]:
         """Return the runs of a job that did not complete it, oldest first."""

@@ -9,14 +9,13 @@ import json
 from collections.abc import Callable, Iterator
 
 from greenroom.errors import StoreError
-from greenroom.job import NUMBER_LIMIT, STATE_BY_LABEL, Job, Run, State
+from greenroom.filters import EVERY, Filter
+from greenroom.job import Job, Run, State
 from greenroom.records import LaneCounts, LogLine, Lost, StoredSchedule
 from greenroom.stores.extras import take_extras
+from greenroom.stores.sqlite_search import WHOLE_PAYLOAD, WHOLE_RESULT, Query, Search
 from greenroom.stores.sums import StructError, data_sum, record_sum, row_sum, run_sum, schedule_sum
 from greenroom.unique import Taken
-
-#: Runs one SQL statement with its bindings (by place or by name) and returns all rows.
-Query = Callable[[str, "tuple | dict"], list[tuple]]
 
 #: What job_from_row expects, in this order.
 JOB_COLUMNS = """
@@ -29,14 +28,7 @@ JOB_COLUMNS = """
 # The jobs lead, each looks up its lane; one whose lane is damaged is not lost that way.
 JOBS_AND_LANES = "jobs LEFT JOIN lanes ON lanes.id = jobs.lane"
 
-#: A payload wherever it is kept; the inner query runs only for those that are not in the row.
-WHOLE_PAYLOAD = "ifnull(jobs.payload, (SELECT data FROM payloads WHERE payloads.job = jobs.id))"
-WHOLE_RESULT = """CASE WHEN jobs.result IS NULL AND jobs.result_bytes > 0
-    THEN (SELECT data FROM results WHERE results.job = jobs.id) ELSE jobs.result END"""
 JOB_COLUMNS_WHOLE_PAYLOAD = JOB_COLUMNS.replace("jobs.payload,", f"{WHOLE_PAYLOAD},")
-
-#: A filtered page looks at this many rows at most, a few milliseconds; the caller goes on from there.
-PAGE_SCAN_ROWS = 20_000
 
 #: Ids bound by one statement's list; longer lists are asked for in pieces.
 IDS_PER_QUERY = 500
@@ -54,19 +46,6 @@ _COUNTS = """SELECT queue, task, scheduled, queued, completed, failed, cancelled
 
 _SCHEDULES = """SELECT CAST(name AS BLOB), CAST(definition AS BLOB), payload, next_at, planned_at, last_at, last_job, runs, skipped,
     paused_at, CAST(reason AS BLOB), sum FROM schedules ORDER BY name"""
-
-_PAGE = f"""
-SELECT {JOB_COLUMNS} FROM jobs NOT INDEXED LEFT JOIN lanes ON lanes.id = jobs.lane
-WHERE jobs.id < :before AND jobs.id >= :floor
-  AND (:state IS NULL OR jobs.state = :state)
-  AND (:worker IS NULL OR jobs.worker = :worker)
-  AND ((:queue IS NULL AND :task IS NULL)
-       OR jobs.lane IN (SELECT id FROM lanes WHERE queue = ifnull(:queue, queue) AND task = ifnull(:task, task)))
-ORDER BY jobs.id DESC LIMIT :limit
-"""
-
-_PAGE_FLOOR = "SELECT id FROM jobs WHERE id < ? ORDER BY id DESC LIMIT 1 OFFSET ?"
-
 
 def job_from_row(row: tuple) -> Job:
     """Make a job of a row of JOB_COLUMNS; `stored_lease` stays 0. One that does not match its sums has `damage` set."""
@@ -209,22 +188,14 @@ class SqliteReader:
         """Return these jobs as committed, with results, and with payloads if asked for."""
         return jobs_by_id(self._query, ids, payload=payload)
 
-    def page(self, *, before: int | None, limit: int, state: str | None = None, queue: str | None = None,
-             task: str | None = None, worker: str | None = None) -> tuple[list[Job], int | None]:
+    def page(self, wanted: Filter = EVERY, *, before: int | None, limit: int) -> tuple[list[Job], int | None]:
         """Return jobs newest first, and where the next page begins; see greenroom.stores.Reader."""
-        wanted = None if state is None else STATE_BY_LABEL.get(state)
-        if limit < 1 or (state is not None and wanted in (None, State.RUNNING)):
-            return [], None
-        before = NUMBER_LIMIT if before is None else before
-        is_filtered = any(wish is not None for wish in (state, queue, task, worker))
-        floor = self._query(_PAGE_FLOOR, (before, PAGE_SCAN_ROWS - 1)) if is_filtered else []
-        rows = self._query(_PAGE, {
-            "before": before, "floor": floor[0][0] if floor else 0, "limit": limit + 1, "state": wanted, "queue": queue,
-            "task": task, "worker": worker})
-        jobs = [job_from_row(row) for row in rows[:limit]]
-        if len(rows) > limit:
-            return jobs, jobs[-1].id
-        return jobs, floor[0][0] if floor else None
+        rows, following = Search(self._query, wanted, before).page(JOB_COLUMNS, limit)
+        return [job_from_row(row) for row in rows], following
+
+    def count(self, wanted: Filter, before: int | None) -> tuple[int, int | None]:
+        """Return how many jobs fit, and before which id nothing was looked at; see greenroom.stores.Reader."""
+        return Search(self._query, wanted, before).count()
 
     def runs(self, job_id: int) -> list[Run]:
         """Return the runs of a job that did not complete it, oldest first; one that does not match its checksum is left out."""

@@ -77,6 +77,7 @@ NOT_FOUND = {"id": 9, "error": {"code": "NOT_FOUND", "message": "no job 9"}}
     (["stats"], [("stats", {"workers": 2, "states": {"queued": 1}})], 0, {"workers": 2, "states": {"queued": 1}}),
     (["queues", "-o", "jsonl"], [("queues", {"queues": [{"name": "q", "queued": 3}]})], 0, {"name": "q", "queued": 3}),
     (["workers", "-o", "json"], [("workers", {"workers": []})], 0, []),
+    (["jobs", "state:failed id<9", "-n", "1", "-o", "json"], [("jobs", {"jobs": [], "next": None, "scanned_to": 1})], 0, []),
     (["jobs", "-n", "1"], [("jobs", {"jobs": [view(7, result=b"\xff")], "next": None})], 0, None),
     (["demo"], [("workers", {"workers": []})], 7, None),
 ])
@@ -117,7 +118,7 @@ def test_lists_are_one_object_a_line_when_piped_with_bytes_as_base64(broker: Scr
 @pytest.mark.parametrize("arguments", [
     [], ["submt"], ["submit"], ["submit", "t", "{n: 1}"], ["submit", "t", "NaN"], ["submit", "t", '{"$base64": "?"}'],
     ["submit", "t", "-p", "11"], ["submit", "t", "--prio", "1"], ["submit", "a b"], ["submit", "t", "--run-at", "noon"], ["get"],
-    ["get", "x"], ["get", "0"], ["jobs", "--state", "lost"], ["jobs", "-n", "0"], ["stats", "--timeout", "0"],
+    ["get", "x"], ["get", "0"], ["jobs", "--state", "lost"], ["jobs", "state:lost"], ["jobs", "a:b"], ["jobs", "-n", "0"], ["stats", "--timeout", "0"],
     ["stats", "--url", "http://x"], ["stats", "--ca", "/nowhere"], ["stats", "-o", "xml"]])
 def test_wrong_use_ends_with_2_and_a_sentence(broker: ScriptedBroker, start: Callable[..., Program], arguments: list[str]) -> None:
     program = start(*arguments)

@@ -15,15 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS: list[list[str]] = [
     ["errors", "clock", "needs", "own_process"],
     ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "retries", "expiry", "unique", "distributions", "tally",
-     "pauses", "paces", "schedule_limits", "recurrence", "job_log", "events"],
+     "pauses", "paces", "schedule_limits", "recurrence", "job_log", "events", "filters", "filter_text"],
     ["groups", "sessions", "effects", "leases", "controls", "engine", "gates", "views", "waits", "submit_options", "default_client", "task_outcomes",
      "task_functions", "context", "run_reports", "tasks", "schedules"],
     ["stores.*", "logs", "tables"],
     ["protocol"],
     ["config", "tls", "tls_pipe", "endpoint", "batches", "pool_child", "pools", "replies", "link", "stream", "accepts", "backups", "subscriptions"],
     ["desk", "dispatch", "schedule_runs", "checkup", "client", "client_cli", "client_cli_schedules", "client_backup", "client_demo", "client_events", "client_event_cli",
-     "client_jobs", "client_logs", "client_schedules", "client_submits", "client_waits", "client_controls", "client_control_cli", "report_sender"],
-    ["figures", "metrics", "verb_parts", "control_verbs", "log_verbs", "event_verbs", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
+     "client_filters", "client_jobs", "client_logs", "client_schedules", "client_submits", "client_waits", "client_controls", "client_control_cli", "report_sender"],
+    ["figures", "metrics", "verb_parts", "matching", "control_verbs", "log_verbs", "event_verbs", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
     ["worker", "broker", "demo", "testing", "testing_steering", "testing_broker", "pytest_plugin"],
     ["run"],
 ]

@@ -274,7 +274,7 @@ GOOD = {
     "settle": {"leases": [[1, 1, "ack"]]},
     "heartbeat": {"leases": []},
     "extend": {"leases": [[1, 1, "more"]], "for": 86400},
-    "jobs": {"state": "queued", "queue": "q", "task": "t", "worker": "w", "before": 1, "limit": 1000, "payload": False},
+    "jobs": {"filter": {}, "state": "queued", "queue": "q", "task": "t", "worker": "w", "before": 1, "limit": 1000, "payload": False},
     "queues": {}, "workers": {}, "stats": {}, "ping": {}, "bye": {}, "pauses": {},
     "schedules": {"name": "n", "after": "m", "limit": 1000},
     "schedule_put": {"name": "n", "job": {}, "cron": "x" * 256, "every": "366d", "timezone": "z" * 64, "overlap": "replace", "missed": "all",
@@ -306,6 +306,7 @@ BAD = {
     "after": ["", 5], "job": [0, 2**53, None, True, "1", []], "cron": ["x" * 257, b"* * * * *", 5], "every": ["1" * 11, 10],
     "timezone": ["z" * 65, 1], "overlap": ["all", None, 1], "missed": ["never", ["skip"]], "missed_max": [0, 101, True, "1"],
     "reason": ["r" * 257, b"r"],
+    "filter": [[], "task:t", 1],
     "offset": [-1, 2**53, 0.0, True, "0"], "size": [0, 2**20 + 1, True, "1"],
 }
 

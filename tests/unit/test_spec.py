@@ -9,6 +9,7 @@ import pytest
 
 from greenroom import backups, control_verbs, conversation, events, schedule_limits, stream, subscriptions
 from greenroom.errors import WIRE_ERRORS
+from greenroom.filters import CHECKS, MAX_TEXT, PREVIEW_BYTES
 from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL
 from greenroom.leases import MAX_CRASHES, Timing
 from greenroom.listener import HANDSHAKE_DEADLINE_S
@@ -18,6 +19,7 @@ from greenroom.protocol import (BACKUP_PIECE_BYTES, DEFAULT_LIMITS, DEFAULT_PORT
                                 MAX_INNER_ITEMS, MAX_MAP_ENTRIES, MAX_REQUEST_VALUES, MAX_TEXT_BYTES, VERBS, WORKER_VERBS,
                                 check_fields)
 from greenroom.schedules import LATE_S, REPEATED_S, Schedules
+from greenroom.stores import sqlite_search
 
 CODE = Path(__file__).resolve().parents[2] / "greenroom"
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol_v1.md").read_text()
@@ -102,6 +104,13 @@ def test_the_options_of_a_job_and_their_defaults_are_those_of_the_code() -> None
     for name in ("encoding", "queue", "priority"):
         assert str(OPTIONS[name].default) in rows[name].split("|")[3]
     assert OPTIONS["payload"].default == bytes.fromhex(re.search(r"`(\w\w)` \(an empty map\)", rows["payload"]).group(1))
+
+
+def test_the_conditions_of_a_filter_are_those_of_the_code() -> None:
+    table = part("### What a filter is", "### schedules")
+
+    assert [name for name in first_column(table) if name in CHECKS] == first_column(table) and set(first_column(table)) == set(CHECKS)
+    assert f"text (1 … {MAX_TEXT})" in table and f"first {PREVIEW_BYTES:,} bytes" in table and f"up to {sqlite_search.MOST_WAITING:,} of them" in table
 
 
 def test_the_error_table_is_that_of_the_code() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from greenroom import views
+from greenroom.filters import EVERY, Filter
 from greenroom.job import SMALL_BYTES, Job
 from greenroom.protocol import DEFAULT_LIMITS, FrameReader, encode_frame
 from greenroom.sessions import Lease, Session
@@ -151,16 +152,16 @@ def test_running_jobs_are_paged_newest_first_whoever_holds_them() -> None:
     for _ in range(5):
         reserved(core.connect(), 2)
 
-    def pages(filters: dict[str, str], limit: int) -> list[int]:
+    def pages(wanted: Filter, limit: int) -> list[int]:
         found, before = [], None
         while True:
-            page, before = views.running_page(core.engine, filters, before, limit, nothing)
+            page, before = views.running_page(core.engine, wanted, before, limit, nothing)
             found.extend(job.id for job in page)
             if before is None:
                 return found
 
-    assert all(pages({}, limit) == ids[::-1] for limit in (1, 3, 5, 10, 11))
-    assert pages({"task": "b"}, 2) == ids[1::2][::-1]
+    assert all(pages(EVERY, limit) == ids[::-1] for limit in (1, 3, 5, 10, 11))
+    assert pages(Filter(task="b"), 2) == ids[1::2][::-1]
 
 
 def test_a_job_that_ends_while_a_page_of_running_jobs_is_made_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +180,7 @@ def test_a_job_that_ends_while_a_page_of_running_jobs_is_made_is_left_out(monkey
         if len(breaths) == 2:
             first.settle("ack", old)
 
-    page, before = views.running_page(core.engine, {}, None, 5, breathe)
+    page, before = views.running_page(core.engine, EVERY, None, 5, breathe)
 
     assert ([job.id for job in page], before) == ([new], None)
     assert breaths == [True, True, False]
@@ -187,7 +188,7 @@ def test_a_job_that_ends_while_a_page_of_running_jobs_is_made_is_left_out(monkey
 
 @pytest.mark.parametrize("ask", [
     lambda engine, breathe: views.workers(engine, breathe, limit=10),
-    lambda engine, breathe: views.running_page(engine, {}, None, 50, breathe),
+    lambda engine, breathe: views.running_page(engine, EVERY, None, 50, breathe),
     views.counts,
 ])
 def test_what_looks_at_ten_thousand_sessions_breathes_every_few_hundred(ask: Callable) -> None:

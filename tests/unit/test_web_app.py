@@ -55,7 +55,7 @@ class Verbs:
         return {"queues": [{"name": "default"}], "total": 1}
 
     def verb_jobs(self, fields: dict) -> dict:
-        return {"jobs": list(self.jobs.values())[::-1][:fields["limit"]], "next": 7}
+        return {"jobs": list(self.jobs.values())[::-1][:fields["limit"]], "next": 7, "scanned_to": 7}
 
     def verb_get(self, fields: dict) -> dict:
         missing = {"code": "NOT_FOUND", "message": "there is no such job"}
@@ -326,9 +326,18 @@ def test_bad_ids_are_refused_by_name(web: Web, ids: object) -> None:
 def test_filters_reach_the_verb(web: Web) -> None:
     answer = web.ask("GET", "/api/jobs?state=failed&queue=q&task=t&worker=w&before=9&limit=3")
 
-    assert answer.json == {"jobs": [], "next": 7}
+    assert answer.json == {"jobs": [], "next": 7, "scanned_to": 7}
     assert web.verbs.calls[-1] == ("jobs", {"limit": 3, "state": "failed", "queue": "q", "task": "t", "worker": "w", "before": 9,
                                             "payload": True})
+
+
+def test_a_filter_as_people_write_it_reaches_the_verb_as_a_map(web: Web) -> None:
+    assert web.ask("GET", "/api/jobs?q=task:mail.*+id%3C9+%22no+answer%22&limit=3").status == 200
+
+    assert web.verbs.calls[-1] == ("jobs", {"limit": 3, "filter": {"task": "mail.*", "id_to": 8, "text": "no answer"}, "payload": True})
+    for query, field in (("state:lost", "state"), ("colour:red", "colour"), ("created%3Esoon", "created")):
+        answer = web.ask("GET", f"/api/jobs?q={query}")
+        assert (answer.status, answer.code, answer.json["error"]["field"]) == (400, "INVALID", field)
 
 
 def test_health_and_readiness_tell_apart(web: Web) -> None:

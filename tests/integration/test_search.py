@@ -1,0 +1,81 @@
+"""Filters on a real broker: search, delete and bulk verbs over the wire, from Python, the command line and REST."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from greenroom.client import Client
+from greenroom.errors import InvalidError
+from tests.integration.test_client_worker_broker import command
+from tests.integration.test_rest import ask
+from tests.processes import BrokerProcess, RawPeer
+
+ERROR = {"name": "TimeoutError", "message": "No answer from 10.0.0.7", "traceback": "File \"a.py\", line 3"}
+
+
+@pytest.fixture
+def client(broker: BrokerProcess) -> Iterator[Client]:
+    with Client(broker.url, ca=broker.ca, name="ann") as made:
+        yield made
+
+
+@pytest.fixture
+def worker(broker: BrokerProcess) -> RawPeer:
+    return broker.connect(role="worker", name="w1", instance=b"i" * 16)
+
+
+def reserved(worker: RawPeer, n: int = 1) -> list[tuple[int, int]]:
+    """Reserve the next jobs; return their leases."""
+    return [tuple(job[:2]) for job in worker.call("reserve", n=n, wait=5.0)["jobs"]]
+
+
+def ran(worker: RawPeer, *outcome: object) -> int:
+    """Let the next job end so; return its id."""
+    [(job, fence)] = reserved(worker)
+    assert worker.call("settle", leases=[[job, fence, *outcome]])["outcomes"] == ["OK"]
+    return job
+
+
+def test_jobs_are_found_by_each_condition_at_each_door(broker: BrokerProcess, client: Client, worker: RawPeer) -> None:
+    slow = client.submit("mail.send", {"to": "Bob@example.org"}, attempts=1).id
+    done = client.submit("mail.receipt", {"to": "eve"}).id
+    client.submit("report")
+    assert ran(worker, "fail", ERROR) == slow and ran(worker, "ack", b"\xa7Shipped") == done
+    [(running, _)] = reserved(worker)
+    waiting = client.submit("report", queue="night").id
+
+    def found(written: str) -> list[int]:
+        ids = [view["id"] for view in client.jobs(written)]
+        rest = ask(broker, "GET", "/api/jobs?q=" + "".join(f"%{byte:02x}" for byte in written.encode())).json
+        assert ([job["id"] for job in rest["jobs"]], rest["next"]) == (ids, None)
+        return ids
+
+    assert found("") == [waiting, running, done, slow]
+    assert found('state:failed task:mail.* error:TimeoutError finished>-2h "no ANSWER"') == [slow]
+    assert found("task:mail.*") == [done, slow] and found("bob@") == [slow] and found("shipped") == [done] and found("line 3") == [slow]
+    assert found("state:running") == [running] and found("state:queued") == [waiting] and found("state:queued,running") == [waiting, running]
+    assert found("state:running queue:night") == [] and found("worker:w1 state:completed") == [done] and found("queue:night") == [waiting]
+    assert found(f"id:{slow}-{done}") == [done, slow] and found("finished<-1h") == found("created>2090-01-01") == found("error:Timeout") == []
+    assert [view["id"] for view in client.jobs({"task": "report"}, queue="night")] == [waiting]
+    listed = command(broker, "jobs", "task:mail.* state:completed", "-o", "jsonl")
+    assert listed.returncode == 0 and [json.loads(line)["id"] for line in listed.stdout.splitlines()] == [done]
+    with pytest.raises(InvalidError, match="task"):
+        list(client.jobs({"task": "a b"}))
+
+
+def test_a_bad_filter_is_refused_by_name_and_a_page_says_how_far_it_looked(broker: BrokerProcess, client: Client) -> None:
+    ids = [client.submit("t").id for _ in range(3)]
+    peer = broker.connect()
+
+    for given, field in (({"task": "a b"}, "task"), ({"colour": 1}, "colour"), ({"queue": "x"}, "queue"), (7, "filter")):
+        refused = peer.call("jobs", filter=given, **({"queue": "y"} if field == "queue" else {}))["error"]
+        assert (refused["code"], refused["field"]) == ("INVALID", field)
+    page = peer.call("jobs", filter={"task": "t"}, limit=2)
+    assert ([job["id"] for job in page["jobs"]], page["next"], page["scanned_to"]) == (ids[:0:-1], ids[1], ids[1])
+    page = peer.call("jobs", filter={"task": "t"}, limit=2, before=page["next"])
+    assert ([job["id"] for job in page["jobs"]], page["next"], page["scanned_to"]) == (ids[:1], None, 1)
+    answer = ask(broker, "GET", "/api/jobs?q=created%3Esoon")
+    assert (answer.status, answer.json["error"]["field"]) == (400, "created")
