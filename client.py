@@ -252,6 +252,11 @@ class Client(Controls, ScheduleCalls):
         """Let jobs that failed, were cancelled or expired run again; for each, in order, "queued" or the error (not raised)."""
         return self._on_each({"verb": "retry"}, ids)
 
+    def delete(self, ids: Iterable[int]) -> list[str | GreenroomError]:
+        """Delete finished jobs with all that is kept of them; for each, in order, "deleted" or the error (not raised): ConflictError for one
+        that is not finished. A deletion that is asked for again, after a lost connection, is answered GoneError."""
+        return self._on_each({"verb": "delete"}, ids)
+
     def change(self, ids: Iterable[int], *, priority: int | None = None, queue: str | None = None, delay: float | None = None,
                run_at: float | datetime | None = None, payload: object = None, raw: bool = False) -> list[str | GreenroomError]:
         """Change jobs that wait; for each, in order, "changed" or the error (not raised): ConflictError, FinishedError …

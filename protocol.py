@@ -415,6 +415,7 @@ VERBS: dict[str, tuple[Field, ...]] = {
     "submit": (Field("jobs", _items(1), required=True), Field("submission", _sixteen)),
     "cancel": (_JOB_IDS,),
     "retry": (_JOB_IDS,),
+    "delete": (_JOB_IDS,),
     "runs": (Field("job", _integer(1, NUMBER_LIMIT - 1), required=True),),
     "logs": (
         Field("job", _integer(1, NUMBER_LIMIT - 1), required=True), Field("after", _integer(0, NUMBER_LIMIT - 1), 0),

@@ -106,7 +106,7 @@ class Budget:
 class Batch:
     """Rows of one transaction, and what leaves after it."""
 
-    __slots__ = ("dirty", "submissions", "damaged", "schedules", "pauses", "lines", "first_lines", "leaving", "held_bytes", "payload_bytes")
+    __slots__ = ("dirty", "submissions", "damaged", "schedules", "pauses", "deleted", "lines", "first_lines", "leaving", "held_bytes", "payload_bytes")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
@@ -114,6 +114,7 @@ class Batch:
         self.damaged: list[Damaged] = []
         self.schedules: dict[str, StoredSchedule | None] = {}  # None: deleted
         self.pauses: dict[tuple[str, str], Pause | None] = {}
+        self.deleted: list[int] = []
         self.lines: list[LogLine] = []  # their jobs are among `dirty`
         self.first_lines: dict[int, int] = {}
         # (peer, request id, answer), (peer, None, notice) or (None, None, function to call)
@@ -124,7 +125,7 @@ class Batch:
     @property
     def has_rows(self) -> bool:
         """True if it needs a COMMIT of its own."""
-        return bool(self.dirty or self.submissions or self.damaged or self.schedules or self.pauses)
+        return bool(self.dirty or self.submissions or self.damaged or self.schedules or self.pauses or self.deleted)
 
 
 class Batches:
@@ -201,6 +202,9 @@ class Batches:
         if effects.pauses:
             self._note_rows()
             self._gathering.pauses.update(effects.pauses)
+        if effects.deleted:
+            self._note_rows()
+            self._gathering.deleted += effects.deleted
         if effects.lines:
             self._gathering.lines += effects.lines
             self._gathering.first_lines.update(effects.first_lines)
@@ -380,6 +384,7 @@ class Batches:
             self._closed.damaged.extend(batch.damaged)
             self._closed.schedules.update(batch.schedules)
             self._closed.pauses.update(batch.pauses)
+            self._closed.deleted += batch.deleted
             self._closed.leaving.extend(batch.leaving)
             self._closed.held_bytes += batch.held_bytes
         self._to_apply.extend(_slices(batch.dirty))
@@ -393,6 +398,8 @@ class Batches:
             self.store.keep_pauses(batch.pauses)
         if batch.lines:
             self.store.add_lines(batch.lines, batch.first_lines)
+        if batch.deleted:
+            self.store.delete(batch.deleted)  # they were read with all rows written, so none of them is among `dirty`
 
     def apply_slice(self) -> bool:
         """Hand some of the rows to the store; returns True when it has all.
@@ -510,7 +517,7 @@ class Batches:
         self._now = max(self._now, now)
         if self.needs_commit:
             self.commits += 1
-            self.last_rows = len(self._closed.dirty) + len(self._closed.submissions) + len(self._closed.schedules)
+            self.last_rows = len(self._closed.dirty) + len(self._closed.submissions) + len(self._closed.schedules) + len(self._closed.deleted)
             self.rows += self.last_rows
         batch, self._closed = self._closed, None
         self._store_changed = False

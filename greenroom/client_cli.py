@@ -181,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
         rare.add_argument(f"--{flag}", type=_READ[option.kind], dest=f"option_{option.name}", help=option.doc,
                           metavar=option.kind.split()[-1].upper())
     for name, function, help_text in (("get", do_get, "show jobs"), ("wait", do_wait, "wait for jobs to finish"),
-                                      ("cancel", do_cancel, "cancel jobs")):
+                                      ("cancel", do_cancel, "cancel jobs"), ("delete", do_delete, "delete finished jobs for good")):
         command(name, function, help_text).add_argument("ids", metavar="ID", nargs="+", type=job_id)
     retry = command("retry", do_retry, "let jobs run again that failed, were cancelled or expired")
     retry.add_argument("ids", metavar="ID", nargs="*", type=job_id)
@@ -295,6 +295,11 @@ def do_wait(client: Client, args: argparse.Namespace, output: Output) -> int:
 def do_cancel(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`cancel`: print what became of each."""
     return _print_outcomes(args.ids, client.cancel(args.ids), output)
+
+
+def do_delete(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`delete`: print what became of each."""
+    return _print_outcomes(args.ids, client.delete(args.ids), output)
 
 
 def do_retry(client: Client, args: argparse.Namespace, output: Output) -> int:

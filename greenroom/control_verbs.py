@@ -1,4 +1,4 @@
-"""The verbs for those who steer the broker: pause, resume, change, purge, explain. Checks, one call of the engine, answer.
+"""The verbs for those who steer the broker: pause, resume, change, purge, delete, explain. Checks, one call of the engine, answer.
 
 What they do is in controls.py, what explanations say in gates.py.
 """
@@ -91,6 +91,18 @@ def _purge(desk: Desk, caller: Caller, request: Request) -> None:
     on_each(desk, caller, request.id, ids, lambda job_id, found: desk.engine.purge(job_id, queue, task, desk.now(), found), answer)
 
 
+def _delete(desk: Desk, caller: Caller, request: Request) -> None:
+    each_job(desk, caller, request, lambda job_id, found: delete(desk, job_id, found))
+
+
+def delete(desk: Desk, job_id: int, found: Job | Lost | None) -> str | None:
+    """Delete a finished job, on disk and in memory; see Engine.delete."""
+    outcome = desk.engine.delete(job_id, found)
+    if outcome is not None:
+        desk.forget(job_id)
+    return outcome
+
+
 def _explain(desk: Desk, caller: Caller, request: Request) -> None:
     job_id, queue = request.fields["job"], request.fields["queue"]
     if (job_id is None) == (queue is None):
@@ -114,5 +126,5 @@ def _explain(desk: Desk, caller: Caller, request: Request) -> None:
 
 
 HANDLERS: dict[str, Callable[[Desk, Caller, Request], None]] = {
-    "pause": _pause, "resume": _resume, "pauses": _pauses, "change": _change, "purge": _purge, "explain": _explain,
+    "pause": _pause, "resume": _resume, "pauses": _pauses, "change": _change, "purge": _purge, "delete": _delete, "explain": _explain,
 }

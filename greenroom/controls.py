@@ -1,4 +1,5 @@
-"""The engine's rules for those who steer it: queues and tasks that are paused, waiting jobs that are changed or purged.
+"""The engine's rules for those who steer it: queues and tasks that are paused, waiting jobs that are changed or purged,
+finished ones that are deleted.
 
 Pure, like engine.py, which builds on this class. A pause closes whole lanes: a closed lane belongs to no reserve group, so neither
 its jobs nor those of other lanes are touched, and what is not paused pays nothing.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from greenroom.errors import BusyError, ConflictError, DrainingError, FullError
 from greenroom.events import job_event, pause_event, resume_event
-from greenroom.job import CANCELLED, QUEUED, RUNNING, SCHEDULED, Job, JobChange, Rewrite, move, rank_of
+from greenroom.job import CANCELLED, FINISHED_STATES, QUEUED, RUNNING, SCHEDULED, Job, JobChange, Rewrite, move, rank_of
 from greenroom.lanes import Lane
 from greenroom.leases import LeaseRules
 from greenroom.pauses import MAX_PAUSES
@@ -162,6 +163,21 @@ class ControlRules(LeaseRules):
         self._leave_waiting(job)
         self._finish(job, CANCELLED, now)
         return True
+
+    def delete(self, job_id: int, loaded: Job | Lost | None = None) -> str | None:
+        """Leave nothing of a finished job: "deleted". None: call again with it loaded, as the store has it. Counts of what ended stay.
+
+        Raises ConflictError for a job that lives, NotFoundError, GoneError, DamagedError.
+        """
+        job = self.jobs.get(job_id)
+        if job is None:
+            if loaded is None:
+                return None
+            job = self.check_there(job_id, loaded)
+        if job.state not in FINISHED_STATES:
+            raise ConflictError(f"job {job_id} is {job.state.label}: only a finished job can be deleted")
+        self.effects.deleted.append(job_id)
+        return "deleted"
 
     def _lanes_of(self, kind: str, name: str) -> list[Lane]:
         return [lane for lane in self.lanes.values() if (lane.queue if kind == "queue" else lane.task) == name]

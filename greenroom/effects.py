@@ -45,11 +45,12 @@ class Effects:
         damaged: waiting jobs that the store must set aside.
         pauses: (kind, name) -> the pause that the store must keep; None: it is over.
         events: what happened, for those who subscribed; what became of jobs that finished is not among them.
+        deleted: ids of finished jobs of which nothing shall be left.
         lines: log lines of jobs. first_lines: job id -> number of its first line that is still kept.
     """
 
     __slots__ = ("dirty", "deliveries", "notices", "finished", "closes", "refills", "wants_scheduled", "wants_expired", "damaged",
-                 "pauses", "events", "lines", "first_lines")
+                 "pauses", "events", "deleted", "lines", "first_lines")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
@@ -63,6 +64,7 @@ class Effects:
         self.damaged: list[Damaged] = []
         self.pauses: dict[tuple[str, str], Pause | None] = {}
         self.events: list[Event] = []
+        self.deleted: list[int] = []
         self.lines: list[LogLine] = []
         self.first_lines: dict[int, int] = {}
 
@@ -70,4 +72,4 @@ class Effects:
     def is_unusual(self) -> bool:
         """True if anything is wished for but rows, deliveries and news of finished jobs."""
         return bool(self.notices or self.closes or self.refills or self.wants_scheduled or self.wants_expired or self.damaged
-                    or self.pauses or self.lines)
+                    or self.pauses or self.deleted or self.lines)

@@ -152,6 +152,7 @@ REPLIES: dict[str, dict[str, Check]] = {
     "pauses": {"pauses": _each(_is_map)},
     "change": {"outcomes": _each(_is_outcome)},
     "purge": {"purged": _is_size, "next": _left_out_or(_is_number)},
+    "delete": {"outcomes": _each(_is_outcome)},
     "explain": {"gates": _each(_is_map)},
     "schedules": {"schedules": _each(_is_schedule), "next": _left_out_or(_is_text)},
     "schedule_put": {"schedule": _is_schedule},
@@ -163,4 +164,4 @@ REPLIES: dict[str, dict[str, Check]] = {
     "subscribe": {"boot": _is_text, "position": _is_size, "gap": lambda value: type(value) is bool, "oldest": _is_size},
     "bye": {},
 }
-_ONE_EACH = frozenset({"submit", "cancel", "retry", "change", "get", "settle", "extend", "report"})
+_ONE_EACH = frozenset({"submit", "cancel", "retry", "delete", "change", "get", "settle", "extend", "report"})

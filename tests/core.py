@@ -340,6 +340,9 @@ class Watched:
         elif sent.verb in ("wait", "get"):
             ids = [shown["id"] for shown in answer["jobs"] if shown.get("state") in FINISHED_LABELS and shown["id"] not in self.retried]
             assert all(self._was_pruned(job) or kept(job).state in FINISHED_STATES for job in ids), "a finish left before its row"
+        elif sent.verb == "delete":
+            for job_id, outcome in zip(sent.body if isinstance(sent.body, list) else [sent.body], answer["outcomes"]):
+                assert outcome != "deleted" or kept(job_id) is None, f"the deletion of {job_id} was told before it was on disk"
         elif sent.verb == "cancel":
             for job_id, outcome in zip(sent.body if isinstance(sent.body, list) else [sent.body], answer["outcomes"]):
                 if outcome in ("cancelled", "requested") and job_id not in self.retried:

@@ -55,6 +55,11 @@ class CrashStore(MemoryStore):
         """Return the pauses as a crash would leave them."""
         return self._pauses if self._saved is None else self._saved["_pauses"]
 
+    def delete(self, ids: list[int]) -> None:
+        """See Store."""
+        self._touch("delete", writes=True)
+        super().delete(ids)
+
     def prune(self, now: float, limit: int) -> int:
         """See Store."""
         self._touch("prune", writes=True)

@@ -1,4 +1,4 @@
-"""What a Peer of tests/core.py asks for to steer the broker: cancel, change, purge, pause, resume. Knows the engine, not frames."""
+"""What a Peer of tests/core.py asks for to steer the broker: cancel, change, purge, delete, pause, resume. Knows the engine, not frames."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ class Steering:
         """Cancel one job if it waits in this queue."""
         engine = self.core.engine
         return self._act("purge", job_id, job_id, lambda found: engine.purge(job_id, queue, task, self.core.now, found))
+
+    def delete(self, job_id: int) -> int:
+        """Delete one finished job."""
+        return self._act("delete", job_id, job_id, lambda found: self.core.engine.delete(job_id, found))
 
     def _act(self, verb: str, body: object, job_id: int, act: Callable[[Job | Lost | None], object]) -> int:
         """Do something to one job, which may have to be loaded first."""

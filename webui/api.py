@@ -53,10 +53,12 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/jobs", api.jobs)
     route("/api/jobs/cancel", lambda: api.do_many("cancel"), "POST")
     route("/api/jobs/retry", lambda: api.do_many("retry"), "POST")
+    route("/api/jobs/delete", lambda: api.do_many("delete"), "POST")
     route("/api/jobs/<number>", api.job)
     route("/api/submit", api.submit, "POST")
     route("/api/jobs/<number>/cancel", api.cancel, "POST")
     route("/api/jobs/<number>/retry", api.retry, "POST")
+    route("/api/jobs/<number>/delete", api.delete, "POST")
     route("/api/jobs/<number>/runs", api.runs)
     FailureRoutes(call, _query, _integer).add(route)
     ScheduleRoutes(call, _query, _body, _integer, SUBMIT_FIELDS).add(route)
@@ -190,6 +192,11 @@ class _Api:
         job_id = _integer("id", number, NUMBER_LIMIT - 1)
         _body()
         return self._do("retry", job_id)
+
+    def delete(self, number: str) -> dict:
+        job_id = _integer("id", number, NUMBER_LIMIT - 1)
+        _body()
+        return self._do("delete", job_id)
 
     def _do(self, verb: str, job_id: int) -> dict:
         outcome = self._call(verb, {"jobs": [job_id]})["outcomes"][0]

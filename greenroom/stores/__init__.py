@@ -122,6 +122,12 @@ class Store(Protocol):
             first_lines: job id -> lower bound; lines of these jobs below it, these or older ones, are deleted.
         """
 
+    def delete(self, ids: list[int]) -> None:
+        """Delete these finished jobs with their runs and log lines, in the open transaction; `load` says that they were handed out.
+
+        All of them must be there, and written. Lanes go on counting them among what ended, as they do with pruned ones.
+        """
+
     def prune(self, now: float, limit: int) -> int:
         """Delete up to `limit` finished jobs that are beyond retention, and as many submissions older than 10 minutes.
 

@@ -190,6 +190,21 @@ class MemoryStore:
         for job_id, first in first_lines.items():
             self._lines[job_id] = [line for line in self._lines[job_id] if line.seq >= first]
 
+    def delete(self, ids: list[int]) -> None:
+        """Delete these finished jobs, with their runs and lines."""
+        for job_id in ids:
+            row = self._jobs[job_id]
+            _remove(self._finished, (row.finished_at, job_id))
+            self._let_go(job_id)
+
+    def _let_go(self, job_id: int) -> None:
+        """Drop a job's row, runs and lines; readers see that after commit."""
+        self._jobs.pop(job_id)
+        self._runs.pop(job_id, None)
+        if self._lines.pop(job_id, None) is not None:
+            self._touched_lines.add(job_id)
+        self._touched.add(job_id)
+
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, oldest first; return how many rows went."""
         age_s, count = self._retention
@@ -199,11 +214,7 @@ class MemoryStore:
             if finished_at > now - age_s and not is_excess:
                 break
             gone.append(job_id)
-            self._jobs.pop(job_id)
-            self._runs.pop(job_id, None)
-            if self._lines.pop(job_id, None) is not None:
-                self._touched_lines.add(job_id)
-            self._touched.add(job_id)
+            self._let_go(job_id)
         del self._finished[:len(gone)]
         old = []
         for submission in self._submissions.values():

@@ -295,6 +295,20 @@ class SqliteStore:
         self._rows.add_lines(lines, first_lines)
 
     @_guarded
+    def delete(self, ids: list[int]) -> None:
+        """Note that these finished jobs go, with their runs and log lines."""
+        self._begin()
+        self._rows.delete(ids)
+        self._count_gone(len(ids))
+        if self._sweep is not None:
+            self._sweep.excess -= len(ids)
+
+    def _count_gone(self, count: int) -> None:
+        self._pruned += count
+        self._set_number("pruned", self._pruned)
+        self._rows.finished -= count
+
+    @_guarded
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, a slice a call; 0 when there is nothing more to do now."""
         self._write()
@@ -521,9 +535,7 @@ class SqliteStore:
             self._db.executemany("DELETE FROM results WHERE job = ?", large_results)
             self._db.executemany("DELETE FROM runs WHERE job = ?", with_runs)
             self._db.executemany("DELETE FROM log_lines WHERE job = ?", with_lines)
-            self._pruned += len(gone)
-            self._set_number("pruned", self._pruned)
-            self._rows.finished -= len(gone)
+            self._count_gone(len(gone))
         return len(found) == limit or large_bytes > PRUNE_BYTES
 
 

@@ -43,6 +43,9 @@ _UPDATE = ("WITH new (a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t
 _MOVE = "UPDATE jobs SET lane = ? WHERE id = ?"
 _NEW_PAYLOAD = "UPDATE jobs SET raw = ?, payload_bytes = ?, payload = ?, payload_sum = ? WHERE id = ?"
 
+#: What has rows of jobs, all but leases, which finished ones have none of; and the column with the job.
+_TABLES_OF_JOBS = (("jobs", "id"), ("payloads", "job"), ("results", "job"), ("runs", "job"), ("log_lines", "job"))
+
 _ERROR = 16  # its place in a row of _UPDATE
 
 _COUNT = """UPDATE lanes SET scheduled = scheduled + ?, queued = queued + ?, requeued = requeued + ?,
@@ -89,6 +92,7 @@ class Rows:
         self._freed: list[tuple[str, int]] = []  # … and those of finished jobs
         self._submissions: list[object] = []
         self._schedules: dict[str, StoredSchedule | None] = {}  # None: deleted
+        self._deleted: list[object] = []  # finished jobs whose rows were written before
         self._changes: dict[int, list[int]] = {}  # lane -> by state, how many more; at 3 requeues, last waiting_bytes
 
     def __bool__(self) -> bool:
@@ -240,6 +244,15 @@ class Rows:
         self._lines += lines
         self._first_lines.update(first_lines)
 
+    def delete(self, ids: list[int]) -> None:
+        """Take finished jobs that go, with all that is kept of them. Their rows must have been written; lines may not have been."""
+        self._deleted += ids
+        self.count += len(ids)
+        gone = set(ids)
+        self._lines = [line for line in self._lines if line.job not in gone]
+        for job_id in gone:
+            self._first_lines.pop(job_id, None)
+
     # -- writing ------------------------------------------------------------------------------------------------------------
 
     def write(self, execute: Execute) -> None:
@@ -273,6 +286,8 @@ class Rows:
         for lane, changes in self._changes.items():
             if any(changes[1:]):
                 execute(_COUNT, (*changes[1:], lane))
+        for table, key in _TABLES_OF_JOBS:
+            _write(execute, f"DELETE FROM {table} WHERE {key} IN (VALUES ", 1, ")", self._deleted)
         self.clear()
 
     def _write_schedules(self, execute: Execute) -> None:

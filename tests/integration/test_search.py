@@ -79,3 +79,27 @@ def test_a_bad_filter_is_refused_by_name_and_a_page_says_how_far_it_looked(broke
     assert ([job["id"] for job in page["jobs"]], page["next"], page["scanned_to"]) == (ids[:1], None, 1)
     answer = ask(broker, "GET", "/api/jobs?q=created%3Esoon")
     assert (answer.status, answer.json["error"]["field"]) == (400, "created")
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_deleted_jobs_are_gone_at_each_door_also_after_a_restart(broker: BrokerProcess, client: Client, worker: RawPeer, kill: bool) -> None:
+    gone = [client.submit("t", {"n": number}).id for number in range(4)]
+    for job in gone:
+        assert ran(worker, "ack", bytes(3000)) == job
+    kept, alive = client.submit("t").id, client.submit("t").id
+    assert ran(worker, "fail", ERROR, {"retry": False}) == kept
+
+    refused = client.delete([gone[0], alive, 2**40])
+    assert refused[0] == "deleted" and [error.code for error in refused[1:]] == ["CONFLICT", "NOT_FOUND"]
+    assert ask(broker, "POST", f"/api/jobs/{gone[1]}/delete", {}).json == {"id": gone[1], "outcome": "deleted"}
+    assert ask(broker, "POST", f"/api/jobs/{alive}/delete", {}).status == 409
+    many = ask(broker, "POST", "/api/jobs/delete", {"ids": [gone[2], gone[1]]}).json["outcomes"]
+    assert [outcome.get("outcome") or outcome["error"]["code"] for outcome in many] == ["deleted", "GONE"]
+    assert command(broker, "delete", str(gone[3])).returncode == 0 and command(broker, "delete", str(alive)).returncode == 7
+
+    for _ in range(2):
+        assert [view["error"]["code"] for view in client.get(gone)] == ["GONE"] * 4
+        assert [view["id"] for view in client.jobs()] == [alive, kept]
+        assert ask(broker, "GET", f"/api/jobs/{gone[0]}").status == 410
+        assert client.stats()["states"]["completed"] == 4
+        broker.restart(kill=kill)

@@ -289,7 +289,7 @@ class Admin(Actor):
         if self.history.lines and self.rng.random() < 0.2:
             self._read_log(self.rng.choice(list(self.history.lines)))
             return
-        verb = self.rng.choice(["stats", "queues", "workers", "jobs", "jobs", "jobs", "cancel", "retry", "runs", "ping"])
+        verb = self.rng.choice(["stats", "queues", "workers", "jobs", "jobs", "jobs", "cancel", "retry", "delete", "runs", "ping"])
         known = list(self.history.told)
         if verb == "jobs":
             state = self.rng.choice([None, "running", "running", "queued", "completed"])
@@ -297,10 +297,12 @@ class Admin(Actor):
         elif verb == "cancel":
             if known and self.rng.random() < self.run.cancels:
                 self._cancel(self.rng.choice(known[-6:]))
-        elif verb in ("retry", "runs"):
+        elif verb in ("retry", "delete", "runs"):
             if known:
                 jobs = self.rng.sample(known, min(len(known), 3))
-                self.ask(verb, _ignore, **({"jobs": jobs} if verb == "retry" else {"job": jobs[0]}))
+                self.ask(verb, _ignore, **({"job": jobs[0]} if verb == "runs" else {"jobs": jobs}))
+                if verb == "delete":
+                    self.ask("get", _ignore, jobs=jobs)
         else:
             self.ask(verb, _ignore)
         if self.world.chance(self.run.stops):

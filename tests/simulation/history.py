@@ -62,6 +62,9 @@ class History:
         self.ended: dict[int, Ended] = {}  # somebody was told how these ended
         self.settles: Counter[tuple[int, int, str]] = Counter()  # (job, fence, outcome) -> how often it was sent
         self.kept: list[tuple[int, int]] = []  # leases that a broker held when it stopped in order
+        self.may_be_gone: set[int] = set()  # somebody wants these finished jobs deleted
+        self.deleted: set[int] = set()  # … and was told that they are
+        self._asked_after: dict[tuple[SimConversation, int], set[int]] = {}  # get -> jobs that were told to be deleted before
         self.lines: dict[int, list[str]] = {}  # job -> lines that its workers were told to be on disk
         self.latest_now = 0.0  # the highest that the broker's clock ever was
         self.delivered: set[tuple[int, int]] = set()  # (job, fence) that left in a delivery
@@ -112,6 +115,8 @@ class History:
     def _check_changes(self, rows: dict[int, Job]) -> None:
         """A change that was told is kept, or another came after it (I1)."""
         for job_id, priority in self._told_priority.items():
+            if job_id in self.may_be_gone and job_id not in rows:
+                continue
             variants = self._variants[self.payloads[job_id]]
             first = next(place for place, variant in enumerate(variants) if variant[1] == priority)
             if (rows[job_id].queue, rows[job_id].priority) not in variants[first:]:
@@ -159,7 +164,7 @@ class History:
 
     def check_lines(self, job_id: int, told: list[str], answer: dict | None) -> None:
         """A log was read: what was acknowledged before it was asked for is there (I1), numbered in order, unless the job is gone."""
-        if answer is None or "error" in answer:
+        if answer is None or "error" in answer or job_id in self.may_be_gone:
             return
         numbers = [line[0] for line in answer["lines"]]
         if numbers != sorted(set(numbers)):
@@ -168,6 +173,18 @@ class History:
         if missing:
             raise Violation(f"I1: the lines {sorted(missing)} of job {job_id} were acknowledged and are not there")
         self.world.counts["log read"] += bool(told)
+
+    def deleting(self, job_id: int, row: Job) -> None:
+        """Somebody deletes a job: only a finished one, and none that was deleted before."""
+        if row.state not in FINISHED_STATES:
+            raise Violation(f"I1: {row} is deleted, and not finished")
+        if job_id in self.deleted:
+            raise Violation(f"I1: job {job_id} was deleted and is there to be deleted again")
+        self.may_be_gone.add(job_id)
+        self.world.counts["deleted"] += 1
+
+    def _answered_delete(self, message: dict, answer: dict) -> None:
+        self.deleted.update(job_id for job_id, told in zip(message["jobs"], answer["outcomes"]) if told == "deleted")
 
     def retried(self, job_id: int) -> None:
         """Somebody lets a job that had ended run again; answers that tell of its end may still be on their way."""
@@ -300,6 +317,8 @@ class History:
     def _check_rows(self, rows: dict[int, Job]) -> None:
         for job_id, payload in self.told.items():
             row = rows.get(job_id)
+            if row is None and job_id in self.may_be_gone:
+                continue
             if row is None:
                 raise Violation(f"I1: job {job_id} was accepted and is gone")
             if row.payload is not None and row.payload != payload:
@@ -308,12 +327,18 @@ class History:
                        if row.state not in FINISHED_STATES and row.extras is not None and row.extras.unique_key is not None)
         if keys and max(keys.values()) > 1:
             raise Violation(f"U1: unfinished jobs share a unique key: {keys}")
+        back = self.deleted & rows.keys()
+        if back:
+            raise Violation(f"I1: the jobs {sorted(back)} were deleted and are there")
+        gone = self.may_be_gone - rows.keys()
         for job_id, ended in self.ended.items():
+            if job_id in gone:
+                continue
             row = rows[job_id]
             if (row.state.label, row.finished_at) != (ended.state, ended.finished_at):
                 raise Violation(f"I6: {row} was told to be {ended}")
         self._check_changes(rows)
-        for job_id in self.cancelled:
+        for job_id in self.cancelled - gone:
             row = rows[job_id]
             if row.state not in FINISHED_STATES and not row.cancel_requested:
                 raise Violation(f"I16: the cancel of {row} is forgotten")
@@ -324,7 +349,9 @@ class History:
         """The broker begins with a request."""
         self._message = message
         verb = message["verb"]
-        if verb == "settle":
+        if verb == "get":
+            self._asked_after[conversation, message["id"]] = self.deleted.intersection(message["jobs"])
+        elif verb == "settle":
             for job_id, fence, outcome, *_ in message["leases"]:
                 self.settles[job_id, fence, outcome] += 1
         elif verb == "extend":
@@ -345,6 +372,11 @@ class History:
 
     def answered(self, conversation: SimConversation, message: dict, answer: dict) -> None:
         """An answer leaves."""
+        for shown in answer["jobs"] if message["verb"] == "get" else ():
+            was_deleted = shown["id"] in self._asked_after.get((conversation, message["id"]), ())
+            if was_deleted and ("state" in shown or shown["error"]["code"] != "GONE"):
+                raise Violation(f"I1: job {shown['id']} was deleted and is {shown}")
+            self.world.counts["deleted job asked for"] += was_deleted
         look = getattr(self, "_answered_" + message["verb"], None)
         if look is not None:
             look(message, answer)

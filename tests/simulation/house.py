@@ -100,6 +100,12 @@ class SimEngine(CheckedEngine):
             self.house.retried.add(job_id)
         return super().retry(job_id, now, loaded)
 
+    def delete(self, job_id: int, loaded: Job | Lost | None = None) -> str | None:
+        outcome = super().delete(job_id, loaded)
+        if outcome is not None:
+            self.house.history.deleting(job_id, loaded)
+        return outcome
+
     def _time_out(self, *args: object) -> None:
         self.house.world.counts["timed out"] += 1
         super()._time_out(*args)

@@ -119,6 +119,11 @@ class TwinStore(SimStore):
         self._real.add_lines(lines, first_lines)
         super().add_lines(lines, first_lines)
 
+    def delete(self, ids: list[int]) -> None:
+        """See Store."""
+        self._real.delete(ids)
+        super().delete(ids)
+
     def commit(self) -> None:
         """See Store."""
         fails = self.fail_commit

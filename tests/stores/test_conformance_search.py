@@ -1,4 +1,4 @@
-"""What every store must do for pages, search and counts, run against each of them as test_conformance.py does."""
+"""What every store must do for pages, search, counts and deletions, run against each of them as test_conformance.py does."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from greenroom.filters import EVERY, Filter
-from greenroom.job import FINISHED_STATES, SMALL_BYTES, Job, State
-from greenroom.stores import memory, sqlite_search
+from greenroom.job import FINISHED_STATES, SMALL_BYTES, Job, Run, State
+from greenroom.records import LogLine, Lost
+from greenroom.stores import Retention, memory, sqlite_search
 from tests.stores.test_conformance import FINISHED, NOW, House, build, finish, grant, house, ids
 
 __all__ = ["build", "house"]  # fixtures
@@ -140,3 +141,51 @@ def test_a_damaged_error_spoils_no_page(house: House) -> None:
     house.save(finish(job, state=State.FAILED, result=None))
 
     assert walk_pages(house, text="LINE\nM") == walk_pages(house, error="E") == [job.id], "one without a traceback"
+
+
+# -- delete -----------------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_deleted_job_nothing_is_left_but_that_it_was(house: House) -> None:
+    jobs = [house.new(payload=payload) for payload in (b"p", b"P" * 2000, b"q", b"r")]
+    house.save(*jobs)
+    for number, job in enumerate(jobs[:3]):
+        job.runs = [Run(1, "w1", NOW, NOW + 1, "failed", None)]
+        grant(job, 10 + number)
+        finish(job, state=FINISHED[number], result=b"R" * 3000 if number == 0 else None)
+        house.store.add_lines([LogLine(job.id, 1, NOW, 1, "a line")], {job.id: 1})
+    house.save(*jobs[:3])
+    before = house.store.reader().counts()
+
+    house.store.add_lines([LogLine(jobs[0].id, 2, NOW, 1, "one that was not written yet")], {})
+    house.store.delete(ids(jobs[:2]))
+    assert all(house.loaded(job) == Lost(True) for job in jobs[:2]), "what is read next sees it"
+    house.store.commit()
+    for _ in range(2):
+        reader = house.store.reader()
+        for job in jobs[:2]:
+            assert house.loaded(job) == house.seen(job) == Lost(True)
+            assert reader.runs(job.id) == reader.lines(job.id, 0, 10) == []
+        assert house.loaded(jobs[2]).state is FINISHED[2] and len(reader.runs(jobs[2].id)) == len(reader.lines(jobs[2].id, 0, 10)) == 1
+        assert reader.counts() == before, "what ended is counted as before, as if it had been pruned"
+        assert ids(reader.page(before=None, limit=9)[0]) == ids(jobs[:1:-1])
+        reader.close()
+        house.reopen()
+    house.store.delete([jobs[2].id])
+    house.store.close()
+    house.reopen()
+    assert house.loaded(jobs[2]) == Lost(True) and house.loaded(jobs[3]).payload == b"r"
+
+
+def test_retention_counts_what_was_deleted_as_gone(build: Callable[..., House]) -> None:
+    house = build(Retention(age_s=30 * 86400.0, count=10))
+    jobs = [house.new() for _ in range(20)]
+    house.save(*jobs)
+    house.save(*[finish(job, at=NOW) for job in jobs])
+    house.store.delete(ids(jobs[10:]))
+    house.store.commit()
+
+    for at in range(5):
+        house.store.prune(NOW + 7200 + at, 100)
+        house.store.commit()
+    assert all(isinstance(house.loaded(job), Job) for job in jobs[:10])

@@ -285,6 +285,7 @@ GOOD = {
     "resume": {"queue": "q", "task": "t"},
     "change": {"jobs": [1], "priority": 10, "queue": "q", "run_at": 0, "delay": 1.5, "payload": b"", "encoding": "raw"},
     "purge": {"queue": "q", "task": "t", "before": 2**53},
+    "delete": {"jobs": [2**53 - 1]},
     "explain": {"job": 2**53 - 1, "queue": "q"},
     "backup": {"step": "read", "backup": bytes(16), "offset": 2**53 - 1, "size": 2**20},
 }

@@ -54,6 +54,9 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "retry": ("C:", {"verb": "retry", "id": 19, "jobs": [9, 7]}),
     "retry_reply": ("S: one completed", {"id": 19, "outcomes": ["queued", {"code": "CONFLICT", "message":
                     "job 7 is completed: only what failed, was cancelled or expired can be retried"}]}),
+    "delete": ("C:", {"verb": "delete", "id": 21, "jobs": [9, 7]}),
+    "delete_reply": ("S: one still runs", {"id": 21, "outcomes": ["deleted", {"code": "CONFLICT", "message":
+                     "job 7 is running: only a finished job can be deleted"}]}),
     "runs": ("C: what became of its runs", {"verb": "runs", "id": 20, "job": 9}),
     "runs_reply": ("S: one so far", {"id": 20, "runs": [{"attempt": 1, "worker": "w1", "started_at": 1795560406.0,
                    "ended_at": 1795560406.5, "outcome": "failed", "error": {"name": "ValueError", "message": "no such file",
