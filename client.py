@@ -22,7 +22,7 @@ from greenroom.client_backup import Backup, Progress, fetch_backup
 from greenroom.client_controls import Controls
 from greenroom.client_events import EventStream, wanted_fields
 from greenroom.client_jobs import pack_payload, wire_job
-from greenroom.client_filters import wire_filter
+from greenroom.client_filters import bulk, wire_filter
 from greenroom.client_logs import MOST_WAIT_S, read_lines
 from greenroom.client_schedules import ScheduleCalls
 from greenroom.client_submits import RESEND_S, Submits
@@ -256,6 +256,24 @@ class Client(Controls, ScheduleCalls):
         """Delete finished jobs with all that is kept of them; for each, in order, "deleted" or the error (not raised): ConflictError for one
         that is not finished. A deletion that is asked for again, after a lost connection, is answered GoneError."""
         return self._on_each({"verb": "delete"}, ids)
+
+    def bulk(self, action: str, filter: str | dict, *, dry_run: bool = False, on_progress: Callable[[dict], None] | None = None) -> dict:
+        """Retry, cancel or delete all jobs that fit a filter, slice by slice at the broker; or only count them.
+
+        What was done is done, also if this call ends with an error. Jobs that are submitted meanwhile stay as they are.
+
+        Args:
+            action: "retry", "cancel" or "delete". filter: as in `jobs`; jobs in a state that the action is not for do not fit.
+            dry_run: only count.
+            on_progress: called after each slice with what there is so far.
+
+        Returns:
+            `matched`, `done`, `refused` (int), `why` (why the first was refused, or None), `exact` (False: queued and running ones were
+            counted together), `scanned_to` (all jobs from this id up were looked at).
+
+        Raises InvalidError; FullError, StoreFullError or BusyError if the broker takes no more.
+        """
+        return bulk(self._call, action, filter, dry_run=dry_run, on_progress=on_progress)
 
     def change(self, ids: Iterable[int], *, priority: int | None = None, queue: str | None = None, delay: float | None = None,
                run_at: float | datetime | None = None, payload: object = None, raw: bool = False) -> list[str | GreenroomError]:

@@ -180,11 +180,12 @@ def build_parser() -> argparse.ArgumentParser:
         flag = "run-timeout" if option.name == "timeout" else option.name.replace("_", "-")  # --timeout is how long we wait
         rare.add_argument(f"--{flag}", type=_READ[option.kind], dest=f"option_{option.name}", help=option.doc,
                           metavar=option.kind.split()[-1].upper())
-    for name, function, help_text in (("get", do_get, "show jobs"), ("wait", do_wait, "wait for jobs to finish"),
-                                      ("cancel", do_cancel, "cancel jobs"), ("delete", do_delete, "delete finished jobs for good")):
+    for name, function, help_text in (("get", do_get, "show jobs"), ("wait", do_wait, "wait for jobs to finish")):
         command(name, function, help_text).add_argument("ids", metavar="ID", nargs="+", type=job_id)
+    _add_bulk_flags(command("cancel", do_cancel, "cancel jobs"))
+    _add_bulk_flags(command("delete", do_delete, "delete finished jobs for good"))
     retry = command("retry", do_retry, "let jobs run again that failed, were cancelled or expired")
-    retry.add_argument("ids", metavar="ID", nargs="*", type=job_id)
+    _add_bulk_flags(retry)
     retry.add_argument("--failed", action="store_true", help="all that failed; with --queue and --task only those of them")
     for name in ("queue", "task"):
         retry.add_argument(f"--{name}", metavar="NAME")
@@ -292,20 +293,64 @@ def do_wait(client: Client, args: argparse.Namespace, output: Output) -> int:
     return code or (JOB_FAILED if any(view["state"] != "completed" for view in there) else DONE)
 
 
+def _add_bulk_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ids", metavar="ID", nargs="*", type=job_id)
+    parser.add_argument("--filter", metavar="FILTER", help="instead of ids: all jobs that fit, as in the command jobs")
+    parser.add_argument("--dry-run", action="store_true", help="with --filter: only count them")
+    parser.add_argument("--yes", action="store_true", help="with --filter: really; without it only how many there are is told")
+
+
+def _check_target(args: argparse.Namespace, *, is_said: bool) -> None:
+    if is_said == bool(args.ids) or (args.filter is None and (args.dry_run or args.yes)):
+        raise ConfigError("give ids, or --filter with --yes or --dry-run")
+
+
+def _on_all(client: Client, args: argparse.Namespace, output: Output, action: str) -> int:
+    """Do something to all jobs that a filter lets through; how far it is goes to a terminal only."""
+    def show(sums: dict) -> None:
+        sys.stderr.write(f"\r\x1b[K{sums['done']} of {sums['matched']} done, down to job {sums['scanned_to']}" if args.yes and not args.dry_run
+                         else f"\r\x1b[K{sums['matched']} found, down to job {sums['scanned_to']}")
+        sys.stderr.flush()
+
+    shows = sys.stderr.isatty()
+    try:
+        sums = client.bulk(action, args.filter, dry_run=args.dry_run or not args.yes, on_progress=show if shows else None)
+    finally:
+        if shows:
+            sys.stderr.write("\r\x1b[K")
+    if not (args.dry_run or args.yes):
+        about = "" if sums["exact"] else "up to "
+        say(f"{action} would meet {about}{sums['matched']} jobs; say --yes to do it")
+        return USAGE
+    if sums["why"] is not None:
+        say(f"{sums['refused']} not possible, such as: {sums['why']}")
+    output.one(sums)
+    return REFUSED if sums["refused"] else DONE
+
+
 def do_cancel(client: Client, args: argparse.Namespace, output: Output) -> int:
-    """`cancel`: print what became of each."""
+    """`cancel`: print what became of each, or how many there were."""
+    _check_target(args, is_said=args.filter is not None)
+    if args.filter is not None:
+        return _on_all(client, args, output, "cancel")
     return _print_outcomes(args.ids, client.cancel(args.ids), output)
 
 
 def do_delete(client: Client, args: argparse.Namespace, output: Output) -> int:
-    """`delete`: print what became of each."""
+    """`delete`: print what became of each, or how many there were."""
+    _check_target(args, is_said=args.filter is not None)
+    if args.filter is not None:
+        return _on_all(client, args, output, "delete")
     return _print_outcomes(args.ids, client.delete(args.ids), output)
 
 
 def do_retry(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`retry`: print what became of each, of those given or of all that failed."""
-    if bool(args.ids) == args.failed or (args.ids and (args.queue or args.task)):
-        raise ConfigError("give ids, or --failed with or without --queue and --task")
+    if (args.queue or args.task) and not args.failed or (args.failed and args.filter is not None):
+        raise ConfigError("give ids, or --filter, or --failed with or without --queue and --task")
+    _check_target(args, is_said=args.failed or args.filter is not None)
+    if args.filter is not None:
+        return _on_all(client, args, output, "retry")
     ids = args.ids or [view["id"] for view in client.jobs(state="failed", queue=args.queue, task=args.task)]
     if not ids:
         say("there is none")

@@ -1,9 +1,11 @@
-"""Filters as a caller gives them become filters as the wire has them. A part of the client.
+"""Filters as a caller gives them become filters as the wire has them, and what is done to all jobs that fit one. A part of the client.
 
 Must not know connections.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from greenroom.clock import Clock
 from greenroom.filter_text import filter_from_text
@@ -21,3 +23,26 @@ def wire_filter(given: str | dict | None) -> dict | None:
         return filter_from_text(given, Clock().now())
     parse_filter(given)
     return given
+
+
+def bulk(call: Callable[[dict], dict], action: str, given: str | dict, *, dry_run: bool, on_progress: Callable[[dict], None] | None) -> dict:
+    """Do something to all jobs that fit, see Client.bulk.
+
+    Args:
+        call: asks the broker, again after a lost connection.
+    """
+    message = {"verb": "bulk", "action": action, "filter": wire_filter(given), "dry_run": dry_run}
+    sums: dict = {"matched": 0, "done": 0, "refused": 0, "why": None, "exact": True, "scanned_to": None}
+    before: int | None = None
+    while True:
+        answer = call(message if before is None else {**message, "before": before})
+        for name in ("matched", "done", "refused"):
+            sums[name] += answer[name]
+        sums["why"] = sums["why"] or answer["why"]
+        sums["exact"] = sums["exact"] and answer["exact"]
+        sums["scanned_to"] = answer["scanned_to"]
+        if on_progress is not None:
+            on_progress(dict(sums))
+        before = answer.get("next")
+        if before is None:
+            return sums

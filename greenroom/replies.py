@@ -153,6 +153,8 @@ REPLIES: dict[str, dict[str, Check]] = {
     "change": {"outcomes": _each(_is_outcome)},
     "purge": {"purged": _is_size, "next": _left_out_or(_is_number)},
     "delete": {"outcomes": _each(_is_outcome)},
+    "bulk": {"matched": _is_size, "done": _is_size, "refused": _is_size, "why": _left_out_or(_is_text), "next": _left_out_or(_is_number),
+             "exact": lambda value: type(value) is bool, "scanned_to": _is_number},
     "explain": {"gates": _each(_is_map)},
     "schedules": {"schedules": _each(_is_schedule), "next": _left_out_or(_is_text)},
     "schedule_put": {"schedule": _is_schedule},

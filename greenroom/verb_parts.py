@@ -11,7 +11,7 @@ from typing import Protocol
 
 from greenroom.batches import Budget, Peer
 from greenroom.desk import Desk
-from greenroom.errors import BusyError, GreenroomError, InternalError
+from greenroom.errors import BusyError, GreenroomError, InternalError, StoreFullError
 from greenroom.job import Job
 from greenroom.protocol import Request, error_fields
 from greenroom.records import Lost
@@ -51,6 +51,13 @@ def later(desk: Desk, caller: Caller, request_id: int, work: Callable[[], None])
         desk.batches.hold(caller, request_id, InternalError("the broker met a bug of its own; it is in its log"))
     desk.after_call()
     caller.flush()
+
+
+def check_store(desk: Desk) -> None:
+    """Raise BusyError or StoreFullError while nothing more can be taken in."""
+    desk.check_room()
+    if desk.store_full:
+        raise StoreFullError("the disk of the broker is nearly full", retry_after_s=10.0)
 
 
 def parts(desk: Desk, items: list) -> Iterator[list]:

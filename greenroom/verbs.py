@@ -9,18 +9,18 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 
-from greenroom import control_verbs, event_verbs, figures, log_verbs, schedule_verbs, views
+from greenroom import bulk_verbs, control_verbs, event_verbs, figures, log_verbs, schedule_verbs, views
 from greenroom.batches import Budget
 from greenroom.desk import Desk
 from greenroom.engine import Engine
 from greenroom.errors import (
-    BusyError, DamagedError, DrainingError, FullError, GreenroomError, KeyConflictError, StoreFullError, TooLargeError)
+    BusyError, DamagedError, DrainingError, FullError, GreenroomError, KeyConflictError, TooLargeError)
 from greenroom.job import FINISHED_STATES, Job, NewJob, parse_new_job
 from greenroom.matching import filter_of, matching
 from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_list, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
 from greenroom.unique import Duplicate
-from greenroom.verb_parts import STEP_ITEMS, Caller, each_job, later, load, parts
+from greenroom.verb_parts import STEP_ITEMS, Caller, check_store, each_job, later, load, parts
 from greenroom.waits import ANSWER_BYTES, Wait, fitting
 
 #: A wait is given so long to look its jobs up, also when it does not want to wait for them.
@@ -36,7 +36,7 @@ def _submit(desk: Desk, caller: Caller, request: Request) -> None:
     items = request.fields["jobs"]
     submission_id = request.fields["submission"]
     if submission_id is None:
-        _check_store(desk)
+        check_store(desk)
     outcomes: list[object] = []
     accepted: list[NewJob] = []
     for part in parts(desk, items):
@@ -92,16 +92,10 @@ def _hash_of(desk: Desk, items: list[object]) -> bytes:
     return digest.digest()
 
 
-def _check_store(desk: Desk) -> None:
-    desk.check_room()
-    if desk.store_full:
-        raise StoreFullError("the disk of the broker is nearly full", retry_after_s=10.0)
-
-
 def _storing(desk: Desk, caller: Caller, request_id: int, outcomes: list[object], accepted: list[NewJob],
              submission: tuple[bytes, bytes] | None) -> Iterator[None]:
     """Accept the jobs, part by part; for run_unit. Refuses the whole only before the first: later it may be the rest, item by item."""
-    _check_store(desk)
+    check_store(desk)
     engine, now = desk.engine, desk.now()
     engine.check_room(len(accepted), sum(len(item.payload) for item in accepted))
     places = [place for place, outcome in enumerate(outcomes) if outcome is None]
@@ -135,19 +129,12 @@ def _told(desk: Desk, outcome: Duplicate | GreenroomError) -> dict[str, object]:
 
 
 def _cancel(desk: Desk, caller: Caller, request: Request) -> None:
-    each_job(desk, caller, request, lambda job_id, found: desk.engine.cancel(job_id, desk.now(), found))
+    each_job(desk, caller, request, lambda job_id, found: bulk_verbs.cancel(desk, job_id, found))
 
 
 def _retry(desk: Desk, caller: Caller, request: Request) -> None:
-    _check_store(desk)
-
-    def retry(job_id: int, found: Job | Lost | None) -> str | None:
-        outcome = desk.engine.retry(job_id, desk.now(), found)
-        if outcome is not None:
-            desk.forget(job_id)
-        return outcome
-
-    each_job(desk, caller, request, retry)
+    check_store(desk)
+    each_job(desk, caller, request, lambda job_id, found: bulk_verbs.retry(desk, job_id, found))
 
 
 def _get(desk: Desk, caller: Caller, request: Request) -> None:
@@ -367,6 +354,6 @@ def _ping(desk: Desk, caller: Caller, request: Request) -> None:
 HANDLERS: dict[str, Callable[[Desk, Caller, Request], None]] = {
     "submit": _submit, "cancel": _cancel, "retry": _retry, "runs": _runs, "get": _get, "wait": _wait, "reserve": _reserve, "settle": _settle,
     "heartbeat": _heartbeat, "extend": _extend, "jobs": _jobs, "queues": _queues, "workers": _workers, "stats": _stats,
-    "backup": _backup, "ping": _ping, **control_verbs.HANDLERS, **schedule_verbs.HANDLERS, **log_verbs.HANDLERS,
+    "backup": _backup, "ping": _ping, **control_verbs.HANDLERS, **bulk_verbs.HANDLERS, **schedule_verbs.HANDLERS, **log_verbs.HANDLERS,
     **event_verbs.HANDLERS,
 }

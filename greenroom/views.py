@@ -292,6 +292,15 @@ def running_page(engine: Engine, wanted: Filter, before: int | None, limit: int,
     return page, newest[limit - 1].id if len(newest) > limit else None
 
 
+def count_running(engine: Engine, wanted: Filter, before: int | None, breathe: Callable[[], None]) -> int:
+    """Return how many running jobs fit, below the id `before`."""
+    found = 0
+    for session in list(engine.sessions.values()):
+        found += sum(wanted.fits(lease.job) for lease in session.leases.values() if before is None or lease.job.id < before)
+        breathe()
+    return found
+
+
 def _newest(jobs: Iterable[Job], limit: int) -> list[Job]:
     return nsmallest(limit, jobs, key=lambda job: -job.id)
 

@@ -54,6 +54,7 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/jobs/cancel", lambda: api.do_many("cancel"), "POST")
     route("/api/jobs/retry", lambda: api.do_many("retry"), "POST")
     route("/api/jobs/delete", lambda: api.do_many("delete"), "POST")
+    route("/api/jobs/bulk", api.bulk, "POST")
     route("/api/jobs/<number>", api.job)
     route("/api/submit", api.submit, "POST")
     route("/api/jobs/<number>/cancel", api.cancel, "POST")
@@ -210,6 +211,16 @@ class _Api:
         return {"outcomes": [
             {"id": job_id, "error": outcome.get("error", outcome)} if isinstance(outcome, dict) else {"id": job_id, "outcome": outcome}
             for job_id, outcome in zip(ids, outcomes)]}
+
+    def bulk(self) -> dict:
+        body = _body("action", "q", "filter", "before", "dry_run")
+        if ("q" in body) == ("filter" in body):
+            raise Refused("INVALID", "give q or filter, one of them", field="filter")
+        if "q" in body:
+            if not isinstance(body["q"], str):
+                raise Refused("INVALID", "q must be a text", field="q")
+            body["filter"] = filter_from_text(body.pop("q"), Clock().now())
+        return _without_id(self._call("bulk", body))
 
     def runs(self, number: str) -> dict:
         _no_query()

@@ -103,3 +103,48 @@ def test_deleted_jobs_are_gone_at_each_door_also_after_a_restart(broker: BrokerP
         assert ask(broker, "GET", f"/api/jobs/{gone[0]}").status == 410
         assert client.stats()["states"]["completed"] == 4
         broker.restart(kill=kill)
+
+
+def test_all_that_fit_are_retried_cancelled_and_deleted_at_each_door(broker: BrokerProcess, client: Client, worker: RawPeer) -> None:
+    ids = [handle.id for handle in client.submit_many([("mail.send", {"n": number}) for number in range(450)], attempts=1)]
+    leases = reserved(worker, 500)
+    worker.call("settle", leases=[[*lease, "fail", ERROR if lease[0] % 2 else {"name": "KeyError", "message": "k"}] for lease in leases])
+    some = sum(job % 2 for job in ids)
+    progress = []
+
+    counted = client.bulk("retry", "error:TimeoutError", dry_run=True)
+    assert (counted["matched"], counted["done"]) == (some, 0) and not list(client.jobs(state="queued"))
+    told = command(broker, "retry", "--filter", "error:TimeoutError")
+    assert told.returncode == 2 and f"{some} jobs" in told.stderr and "--yes" in told.stderr
+    done = client.bulk("retry", 'error:TimeoutError "no answer"', on_progress=progress.append)
+    assert (done["matched"], done["done"], done["refused"], done["why"]) == (some, some, 0, None)
+    assert [sums["done"] for sums in progress] == [200, some] and progress[-1] == done
+
+    shown = command(broker, "cancel", "--filter", "task:mail.*", "--yes", "-o", "json")
+    assert shown.returncode == 0 and json.loads(shown.stdout)["done"] == some
+    counted = command(broker, "delete", "--filter", "state:failed error:KeyError", "--dry-run", "-o", "json")
+    assert counted.returncode == 0 and json.loads(counted.stdout)["matched"] == 450 - some
+    before, deleted = None, 0
+    while before is not None or not deleted:
+        answer = ask(broker, "POST", "/api/jobs/bulk", {"action": "delete", "q": "error:KeyError", **({"before": before} if before else {})}).json
+        before, deleted = answer["next"], deleted + answer["done"]
+    assert deleted == 450 - some
+    assert {view["state"] for view in client.jobs()} == {"cancelled"}
+    broker.restart(kill=True)
+    assert client.bulk("delete", {})["done"] == some and not list(client.jobs())
+
+
+def test_bulk_requests_that_cannot_be_meant_are_refused_by_name(broker: BrokerProcess, client: Client) -> None:
+    peer = broker.connect()
+
+    for fields, field in (({"action": "purge", "filter": {}}, "action"), ({"action": "retry"}, "filter"), ({"action": "retry", "filter": {"x": 1}}, "x"),
+                          ({"action": "delete", "filter": {"state": "queued"}}, "state"), ({"action": "retry", "filter": {}, "dry_run": 1}, "dry_run")):
+        refused = peer.call("bulk", **fields)["error"]
+        assert (refused["code"], refused["field"]) == ("INVALID", field)
+    for body, field in (({"action": "retry"}, "filter"), ({"action": "retry", "q": "", "filter": {}}, "filter"), ({"action": "retry", "q": 1}, "q"),
+                        ({"action": "retry", "q": "a:b"}, "a"), ({"action": "fly", "q": ""}, "action"), ({"verb": 1}, "verb")):
+        answer = ask(broker, "POST", "/api/jobs/bulk", body)
+        assert (answer.status, answer.json["error"]["field"]) == (400, field)
+    for arguments in (["cancel"], ["delete", "5", "--filter", ""], ["retry", "--yes", "5"], ["retry", "--failed", "--filter", ""], ["retry", "5", "--queue", "q"],
+                      ["delete", "--filter", "a:b"]):
+        assert command(broker, *arguments).returncode == 2, arguments

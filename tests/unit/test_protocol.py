@@ -286,6 +286,7 @@ GOOD = {
     "change": {"jobs": [1], "priority": 10, "queue": "q", "run_at": 0, "delay": 1.5, "payload": b"", "encoding": "raw"},
     "purge": {"queue": "q", "task": "t", "before": 2**53},
     "delete": {"jobs": [2**53 - 1]},
+    "bulk": {"action": "delete", "filter": {"task": "t*"}, "before": 2**53, "dry_run": True},
     "explain": {"job": 2**53 - 1, "queue": "q"},
     "backup": {"step": "read", "backup": bytes(16), "offset": 2**53 - 1, "size": 2**20},
 }
@@ -307,7 +308,7 @@ BAD = {
     "after": ["", 5], "job": [0, 2**53, None, True, "1", []], "cron": ["x" * 257, b"* * * * *", 5], "every": ["1" * 11, 10],
     "timezone": ["z" * 65, 1], "overlap": ["all", None, 1], "missed": ["never", ["skip"]], "missed_max": [0, 101, True, "1"],
     "reason": ["r" * 257, b"r"],
-    "filter": [[], "task:t", 1],
+    "filter": [[], "task:t", 1], "action": ["change", "", 1], "dry_run": [1, "yes"],
     "offset": [-1, 2**53, 0.0, True, "0"], "size": [0, 2**20 + 1, True, "1"],
 }
 

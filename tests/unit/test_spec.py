@@ -70,7 +70,7 @@ def vectors_of_schedules() -> dict[str, object]:
     return schedules.put("n", fields, 0.0)[0].view([])
 
 
-@pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "runs", "logs", "get", "wait", "settle", "heartbeat", "report", "extend", "backup", "schedules",
+@pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "bulk", "runs", "logs", "get", "wait", "settle", "heartbeat", "report", "extend", "backup", "schedules",
                                   "schedule_delete", "schedule_pause", "schedule_resume", "schedule_run", "pause", "resume", "change", "purge", "explain", "subscribe"])
 def test_the_verbs_described_in_a_sentence_name_all_their_fields(verb: str) -> None:
     sentence = part(f"### {verb}\n", "Reply")
