@@ -443,9 +443,37 @@ def many_jobs_are_cancelled_and_retried(visit: Visit) -> None:
 
     at(visit, "#/jobs?task=fibonacci")
     page.click("#retry-all")
-    page.wait_for_selector(f".bulk:has-text('{len(failed)} failed jobs match.')")
+    page.wait_for_selector(f".bulk:has-text('{len(failed)} jobs match and can be retried.')")
     page.click(".bulk button.go")
     page.wait_for_selector(f".bulk:has-text('Retried {len(failed)} of {len(failed)}.')")
+
+
+def jobs_are_searched_and_deleted(visit: Visit) -> None:
+    page, facts = visit.page, visit.facts
+    at(visit, "#/jobs")
+    page.fill("#filter-q", f'"{facts["text"].upper()}"')
+    page.press("#filter-q", "Enter")
+    wait_jobs(page, facts["found"])
+    page.fill("#filter-q", "finished>soon")
+    page.press("#filter-q", "Enter")
+    page.wait_for_selector(".banner.tone-bad:has-text('finished must be a time')")
+
+    at(visit, "#/jobs?q=" + quote("state:completed " + facts["text"]))
+    wait_jobs(page, facts["found"])
+    page.check(f"tr[data-job='{facts['found'][0]}'] input")
+    page.click("#delete-chosen")
+    page.wait_for_selector(".bulk:has-text('Delete 1 job? Nothing brings them back.')")
+    wait_jobs(page, facts["found"])
+    page.click(".bulk button.go")
+    page.wait_for_selector(".bulk:has-text('Deleted 1 of 1.')")
+    wait_jobs(page, facts["found"][1:])
+    page.click("#delete-all")
+    page.wait_for_selector(f".bulk:has-text('{len(facts['found']) - 1} jobs match and can be deleted.')")
+    page.click(".bulk button.go")
+    page.wait_for_selector(f".bulk:has-text('Deleted {len(facts['found']) - 1} of {len(facts['found']) - 1}.')")
+    wait_jobs(page, [])
+    at(visit, "#/jobs")
+    wait_jobs(page, facts["others"])
 
 
 def failures_are_grouped_and_one_is_tried_first(visit: Visit) -> None:
@@ -570,7 +598,7 @@ SCENARIOS: dict[str, Callable[[Visit], None]] = {scenario.__name__: scenario for
     without_events_the_page_polls_and_comes_back, everything_fits_1440_by_900, nothing_scrolls_sideways_on_a_phone,
     the_broker_itself_is_watched, text_has_contrast_in_both_themes, the_keyboard_is_enough, wrong_input_is_told_at_its_field,
     without_a_worker_the_page_says_how_to_start_one, jobs_are_filtered_by_the_address, pages_of_jobs_go_back_in_time,
-    many_jobs_are_cancelled_and_retried, failures_are_grouped_and_one_is_tried_first, queues_are_paused_and_resumed,
+    many_jobs_are_cancelled_and_retried, jobs_are_searched_and_deleted, failures_are_grouped_and_one_is_tried_first, queues_are_paused_and_resumed,
     schedules_are_paused_and_run, hostile_text_stays_text_on_every_page, the_other_pages_fit_a_phone,
     the_other_pages_have_contrast_and_fit_a_window)}
 

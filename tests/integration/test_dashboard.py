@@ -258,6 +258,15 @@ def test_many_jobs_are_cancelled_and_retried(scenarios: Scenarios, broker: objec
         "failed": failed, "queued": [submit(broker, "a_task_that_nobody_has", {}, queue="mine") for _ in range(4)]})
 
 
+def test_jobs_are_searched_and_deleted(scenarios: Scenarios, broker: object, start_worker: object) -> None:
+    start_worker()
+    found = [submit(broker, "reverse_string", {"data": f"Needle {number}"}) for number in range(3)]
+    others = [submit(broker, "reverse_string", {"data": "hay"}) for _ in range(2)]
+    wait_for_states(broker, completed=5)
+
+    scenarios.run(broker, "jobs_are_searched_and_deleted", {"text": "needle", "found": found, "others": others})
+
+
 FLAKY_TASK = '''
 import os
 from greenroom.tasks import register_task

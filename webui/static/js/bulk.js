@@ -2,17 +2,15 @@
 
 import { useRef, useState } from "../vendor/preact-hooks.js";
 import { count } from "./format.js";
-import { api, post } from "./live.js";
+import { post } from "./live.js";
 import { html } from "./ui.js";
 
 const IDS_A_REQUEST = 100;
-const JOBS_A_PAGE = 200;
-const MOST_JOBS = 10000; // counted and handled in one go; the rest is for another
-const MOST_PAGES = 500;
 const MOST_TRIES = 10; // of one request that the broker had no room for
 const PAUSE_MS = 1000;
 
-const DONE = { retry: "Retried", cancel: "Cancelled" };
+const DO = { retry: "Retry", cancel: "Cancel", delete: "Delete" };
+const DONE = { retry: "Retried", cancel: "Cancelled", delete: "Deleted" };
 
 const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
 
@@ -28,18 +26,15 @@ async function patiently(ask) {
   }
 }
 
-/** The ids of the jobs that match, newest first: {ids, isAll}. `note(found)` returns false to stop. */
-async function collect(query, note) {
-  const ids = [];
+/** Goes through all jobs that a filter lets through, slice by slice: `take(slice)` returns false to stop. Returns whether it came to the end. */
+async function slices(action, q, isDry, take) {
   let before = null;
-  for (let pages = 0; pages < MOST_PAGES && ids.length < MOST_JOBS; pages += 1) {
-    const page = await patiently(() => api(`/api/jobs?${query}&limit=${JOBS_A_PAGE}${before ? `&before=${before}` : ""}`));
-    ids.push(...page.jobs.map((job) => job.id));
-    before = page.next;
-    if (!before) return { ids, isAll: true };
-    if (!note(ids.length)) break;
-  }
-  return { ids, isAll: false };
+  do {
+    const slice = await patiently(() => post("/api/jobs/bulk", JSON.stringify({ action, q, dry_run: isDry, before })));
+    before = slice.next;
+    if (!take(slice) && before) return false;
+  } while (before);
+  return true;
 }
 
 /** {step, …} of what goes on, and how to start and stop it. Steps: "" nothing, "counting", "asking", "doing", "done". */
@@ -69,21 +64,52 @@ export function useBulk(onEnd) {
     onEnd();
   }
 
-  /** Counts what matches, then asks. */
-  async function prepare(verb, what, query) {
+  /** Counts what fits a filter, then asks. */
+  async function prepare(verb, q) {
     isStopped.current = false;
+    let total = 0;
+    let isExact = true;
     setNow({ step: "counting", found: 0 });
     try {
-      const { ids, isAll } = await collect(query, (found) => { setNow({ step: "counting", found }); return goesOn(); });
-      setNow({ step: "asking", verb, what, ids, isAll });
+      const isAll = await slices(verb, q, true, ({ matched, exact }) => {
+        total += matched;
+        isExact = isExact && exact;
+        setNow({ step: "counting", found: total });
+        return goesOn();
+      });
+      setNow({ step: "asking", verb, q, total, isAll, isExact });
     } catch (error) {
       setNow({ step: "done", verb, good: 0, done: 0, total: 0, refused: 0, why: error.message });
     }
   }
 
+  /** Does it to all that fit, newest first. */
+  async function runAll(verb, q, total) {
+    isStopped.current = false;
+    const sum = { step: "doing", verb, total, done: 0, good: 0, refused: 0, why: "" };
+    setNow({ ...sum });
+    try {
+      await slices(verb, q, false, (slice) => {
+        sum.good += slice.done;
+        sum.refused += slice.refused;
+        sum.done += slice.matched;
+        sum.total = Math.max(sum.total, sum.done);
+        sum.why = sum.why || slice.why || "";
+        setNow({ ...sum });
+        return goesOn();
+      });
+    } catch (error) {
+      sum.why = error.message;
+    }
+    setNow({ ...sum, step: "done" });
+    onEnd();
+  }
+
+  const ask = (verb, ids) => setNow({ step: "asking", verb, ids, total: ids.length, isAll: true, isExact: true });
+  const goOn = () => (now.ids ? run(now.verb, now.ids) : runAll(now.verb, now.q, now.total));
   const stop = () => { isStopped.current = true; };
   const clear = () => setNow({ step: "" });
-  return { now, isBusy: now.step === "counting" || now.step === "doing", run, prepare, stop, clear };
+  return { now, isBusy: now.step === "counting" || now.step === "doing", run, ask, prepare, goOn, stop, clear };
 }
 
 /** What goes on, in words, with the buttons that belong to it. */
@@ -92,17 +118,20 @@ export function BulkStatus({ bulk }) {
   return html`<div class="bulk" role="status">${now.step !== "" && html`<p class="banner tone-wait">
     ${now.step === "counting" && html`<span>Counting: ${count(now.found)} so far …</span><button type="button" onClick=${bulk.stop}>That is enough</button>`}
     ${now.step === "asking" && html`<span>${question(now)}</span>
-      ${now.ids.length > 0 && html`<button type="button" class="go" onClick=${() => bulk.run(now.verb, now.ids)}>${now.verb === "retry" ? "Retry" : "Cancel"} ${count(now.ids.length)}</button>`}
-      <button type="button" onClick=${bulk.clear}>${now.ids.length ? "Not now" : "Close"}</button>`}
+      ${(now.total > 0 || !now.isAll) && html`<button type="button" class="go" onClick=${bulk.goOn}>${DO[now.verb]} ${now.isAll && now.isExact ? count(now.total) : "them"}</button>`}
+      <button type="button" onClick=${bulk.clear}>${now.total || !now.isAll ? "Not now" : "Close"}</button>`}
     ${now.step === "doing" && html`<progress max=${now.total} value=${now.done} aria-label="progress"></progress>
       <span>${count(now.done)} of ${count(now.total)}</span><button type="button" onClick=${bulk.stop}>Stop</button>`}
     ${now.step === "done" && html`<span>${outcome(now)}</span><button type="button" onClick=${bulk.clear}>Close</button>`}
   </p>`}</div>`;
 }
 
-function question({ what, ids, isAll }) {
-  if (!ids.length) return isAll ? `No ${what} job matches.` : `No ${what} job among those looked at.`;
-  return `${isAll ? "" : "At least "}${count(ids.length)} ${what} ${ids.length === 1 ? "job matches" : "jobs match"}${isAll ? "." : "; these are the newest."}`;
+function question({ verb, ids, total, isAll, isExact }) {
+  const forGood = verb === "delete" ? " Nothing brings them back." : "";
+  if (ids) return `${DO[verb]} ${count(total)} ${total === 1 ? "job" : "jobs"}?${forGood}`;
+  if (!total && isAll) return `No job matches that can be ${DONE[verb].toLowerCase()}.`;
+  const many = `${isAll ? (isExact ? "" : "Up to ") : "At least "}${count(total)} ${total === 1 ? "job matches" : "jobs match"}`;
+  return `${many} and can be ${DONE[verb].toLowerCase()}.${isAll ? "" : " Older ones were not counted, and are meant too."}${forGood}`;
 }
 
 function outcome({ verb, good, done, total, refused, why }) {

@@ -11,12 +11,19 @@ import { stats, workers } from "./state.js";
 import { html } from "./ui.js";
 
 const LIMIT = 50;
-const MOST_ASKED = 10; // requests for one page: each looks at 20,000 jobs
-const FILTERS = ["state", "queue", "task", "worker"];
+const MOST_ASKED = 10; // requests for one page: each looks for 0.1 s
+const FILTERS = ["state", "queue", "task", "worker", "q"];
 const RETRYABLE = ["failed", "cancelled", "expired"];
+const FINISHED = ["completed", ...RETRYABLE];
+const ACTIONS = { retry: RETRYABLE, cancel: STATES.filter((state) => !FINISHED.includes(state)), delete: FINISHED };
+const WORDS = { retry: "Retry", cancel: "Cancel", delete: "Delete" };
+const quoted = (text) => `"${text.replace(/["\\]/g, "\\$&")}"`;
 
 const filtersOf = (params) => Object.fromEntries(FILTERS.map((name) => [name, params[name] || ""]));
 const queryOf = (filters) => new URLSearchParams(Object.entries(filters).filter(([, value]) => value));
+
+/** The same filters as one line, as people write it; `q` is one already. */
+const lineOf = ({ q, ...others }) => [...Object.entries(others).filter(([, value]) => value).map(([name, value]) => `${name}:${quoted(value)}`), q].join(" ");
 
 /** A page of jobs that match; looks on through pages where few do. {jobs, next, asked} */
 async function pageOf(path) {
@@ -70,28 +77,30 @@ function Filters({ filters, set }) {
   return html`<form class="filters" onSubmit=${(event) => event.preventDefault()}>
     <select id="filter" aria-label="Status" value=${filters.state} onChange=${(e) => set({ state: e.target.value })}>
       <option value="">all statuses</option>${STATES.map((name) => html`<option value=${name}>${name}</option>`)}</select>
-    ${FILTERS.slice(1).map((name) => html`<${NameFilter} key=${name} name=${name} value=${filters[name]} known=${names[name]} set=${set} />`)}
+    <${NameFilter} name="q" label="search" value=${filters.q} known=${[]} set=${set} />
+    ${FILTERS.slice(1, -1).map((name) => html`<${NameFilter} key=${name} name=${name} value=${filters[name]} known=${names[name]} set=${set} />`)}
   </form>`;
 }
 
 /** A filter by a name; it counts when it is left or Enter is hit. */
-export function NameFilter({ name, value, known, set }) {
+export function NameFilter({ name, label = name, value, known, set }) {
   const [text, setText] = useState(value); // as it is typed, whatever news come meanwhile
   useEffect(() => setText(value), [value]);
-  return html`<input type="search" id="filter-${name}" list="names-${name}" placeholder=${name} aria-label="Filter by ${name}" spellcheck=${false} autocomplete="off"
+  return html`<input type="search" id="filter-${name}" list="names-${name}" placeholder=${label} aria-label="Filter by ${label}" title=${name === "q" ? 'task:mail.* error:TimeoutError finished>-2h "no answer"' : ""} spellcheck=${false} autocomplete="off"
       value=${text} onInput=${(e) => setText(e.target.value)} onChange=${(e) => { if (e.target.value.trim() !== value) set({ [name]: e.target.value.trim() }); }} />
     <datalist id="names-${name}">${[...new Set(known)].map((text) => html`<option value=${text} />`)}</datalist>`;
 }
 
 function Actions({ chosen, filters, bulk }) {
   const ids = [...chosen];
-  const target = filters.state === "" ? "failed" : filters.state;
   return html`<div class="actions">
     <span class="muted" role="status">${ids.length ? `${count(ids.length)} selected, the list stands still` : "none selected"}</span>
     <button type="button" id="retry-chosen" disabled=${!ids.length || bulk.isBusy} onClick=${() => bulk.run("retry", ids)}>Retry selected</button>
     <button type="button" id="cancel-chosen" class="danger" disabled=${!ids.length || bulk.isBusy} onClick=${() => bulk.run("cancel", ids)}>Cancel selected</button>
+    <button type="button" id="delete-chosen" class="danger" disabled=${!ids.length || bulk.isBusy} onClick=${() => bulk.ask("delete", ids)}>Delete selected …</button>
     <span class="grow"></span>
-    ${RETRYABLE.includes(target) && html`<button type="button" id="retry-all" disabled=${bulk.isBusy}
-      onClick=${() => bulk.prepare("retry", target, queryOf({ ...filters, state: target }))}>Retry all ${target} that match …</button>`}
+    ${Object.keys(ACTIONS).filter((verb) => !filters.state || ACTIONS[verb].includes(filters.state)).map((verb) =>
+      html`<button type="button" key=${verb} id="${verb}-all" class=${verb === "retry" ? "" : "danger"} disabled=${bulk.isBusy}
+        onClick=${() => bulk.prepare(verb, lineOf(filters))}>${WORDS[verb]} all that match …</button>`)}
   </div>`;
 }
