@@ -148,6 +148,11 @@ class Broker:
         return self._process.pid
 
     @property
+    def data(self) -> Path:
+        """The directory of its store, made at its first start."""
+        return self._data
+
+    @property
     def settings(self) -> dict[str, object]:
         """What it runs with, without the paths."""
         effective = dataclasses.asdict(config.load(self._flags, {}))

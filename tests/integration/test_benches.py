@@ -93,6 +93,16 @@ def test_depth_fills_restarts_and_drains_each_depth(tmp_path: Path) -> None:
     assert found["submit slowdown", 200] == 1 and found["drain slowdown", 1000] > 0
 
 
+def test_search_finds_what_each_filter_is_for_and_times_its_pages(tmp_path: Path) -> None:
+    done = bench("search.py", "--jobs", "3000", "--json", cwd=tmp_path)
+
+    found = {item["name"]: item for item in objects(done)}
+
+    assert found["failed"]["params"]["found"] == 30 and found["text, rare"]["params"]["found"] == 1 and found["all"]["params"]["found"] == 3000
+    assert found["all"]["params"]["pages"] == 60 and found["text, nowhere"]["params"]["whole"] is True
+    assert found["dry run over all failed"]["params"]["counted"] == 30 and found["slowest page"]["value"] > 0
+
+
 def test_recovery_loses_no_job_in_kills_of_broker_and_worker(tmp_path: Path) -> None:
     done = bench("recovery.py", "--kills", "1", "--seconds", "0.3", "--rate", "500", "--only", "broker", "--json", cwd=tmp_path)
     found = values(done)
