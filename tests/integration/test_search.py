@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,8 +14,9 @@ from greenroom.client import Client
 from greenroom.errors import InvalidError
 from tests.integration.test_client_worker_broker import command
 from tests.integration.test_rest import ask
-from tests.processes import BrokerProcess, RawPeer
+from tests.processes import ROOT, BrokerProcess, RawPeer
 
+EXAMPLE = ROOT / "docs" / "examples" / "clean_up.py"
 ERROR = {"name": "TimeoutError", "message": "No answer from 10.0.0.7", "traceback": "File \"a.py\", line 3"}
 
 
@@ -148,3 +152,16 @@ def test_bulk_requests_that_cannot_be_meant_are_refused_by_name(broker: BrokerPr
     for arguments in (["cancel"], ["delete", "5", "--filter", ""], ["retry", "--yes", "5"], ["retry", "--failed", "--filter", ""], ["retry", "5", "--queue", "q"],
                       ["delete", "--filter", "a:b"]):
         assert command(broker, *arguments).returncode == 2, arguments
+
+
+def test_the_example_of_the_cookbook_runs(broker: BrokerProcess) -> None:
+    ended = subprocess.run([sys.executable, str(EXAMPLE)], capture_output=True, text=True, timeout=60,
+                           env={**os.environ, **broker.client_env, "PYTHONPATH": str(ROOT)})
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        "found: send_mail b'user7@example.org'", "would be cancelled: 30", "cancelled: 30", "run again: 11", "… so far 19", "deleted: 19",
+        "left: ['queued', 'queued', 'queued']"]
+    recipe = (ROOT / "docs" / "cookbook.md").read_text().split("## Find jobs")[1]
+    quoted = recipe.split("```python\n")[1].split("```")[0]
+    assert all(line in EXAMPLE.read_text() for line in quoted.splitlines())
