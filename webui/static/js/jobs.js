@@ -65,7 +65,8 @@ export function Jobs() {
     ${page.refusal && html`<p class="banner tone-bad">${page.refusal.message}</p>`}
     <div class="rows" tabindex="0" role="group" aria-labelledby="h-jobs">
       <${JobTable} jobs=${jobs} isFull chosen=${chosen} toggle=${toggle} />
-      ${page.answer && !jobs.length && html`<p class="empty">${page.answer.next ? `None among the jobs down to #${page.answer.next}; older ones were not looked at yet.` : "No job matches."}</p>`}
+      ${page.answer && page.answer.next && jobs.length < LIMIT && html`<p class="empty">${jobs.length ? "No more" : "None"} among the jobs down to #${page.answer.next}; older ones were not looked at yet.</p>`}
+      ${page.answer && !page.answer.next && !jobs.length && html`<p class="empty">No job matches.</p>`}
     </div>
   </section>`;
 }
