@@ -288,6 +288,7 @@ GOOD = {
     "delete": {"jobs": [2**53 - 1]},
     "bulk": {"action": "delete", "filter": {"task": "t*"}, "before": 2**53, "dry_run": True},
     "explain": {"job": 2**53 - 1, "queue": "q"},
+    "subscribe": {"queue": "q", "task": "t", "kinds": ["failed", "progress"], "boot": "b" * 32, "after": 0},
     "backup": {"step": "read", "backup": bytes(16), "offset": 2**53 - 1, "size": 2**20},
 }
 
@@ -308,6 +309,7 @@ BAD = {
     "after": ["", 5], "job": [0, 2**53, None, True, "1", []], "cron": ["x" * 257, b"* * * * *", 5], "every": ["1" * 11, 10],
     "timezone": ["z" * 65, 1], "overlap": ["all", None, 1], "missed": ["never", ["skip"]], "missed_max": [0, 101, True, "1"],
     "reason": ["r" * 257, b"r"],
+    "kinds": ["failed", ["born"], [1], {}], "boot": ["b" * 33, b"b", 1], ("subscribe", "after"): [-1, 2**53, "1", 0.5, True],
     "filter": [[], "task:t", 1], "action": ["change", "", 1], "dry_run": [1, "yes"],
     "offset": [-1, 2**53, 0.0, True, "0"], "size": [0, 2**20 + 1, True, "1"],
 }
