@@ -505,6 +505,7 @@ def queues_are_paused_and_resumed(visit: Visit) -> None:
     page = visit.page
     at(visit, "#/queues")
     page.click("tr[data-queue='mail'] button:has-text('Pause')")
+    page.wait_for_selector(".pause .reason:focus")
     page.keyboard.type("the <b>server</b> moves")
     page.select_option("tr[data-queue='mail'] select", "3600")
     page.click("tr[data-queue='mail'] .pause button.go")
@@ -535,6 +536,7 @@ def schedules_are_paused_and_run(visit: Visit) -> None:
     page.wait_for_selector("#h-drawer:has-text('to_uppercase')")
     page.keyboard.press("Escape")
     page.click(f"{row} button:has-text('Pause')")
+    page.wait_for_selector(".pause .reason:focus")
     page.keyboard.type("holidays")
     page.keyboard.press("Enter")
     page.wait_for_selector(f"{row} .s-paused")

@@ -1,6 +1,6 @@
 // What is paused, in words, and the form that asks why before something is.
 
-import { useEffect, useRef, useState } from "../vendor/preact-hooks.js";
+import { useLayoutEffect, useRef, useState } from "../vendor/preact-hooks.js";
 import { visible } from "./format.js";
 import { Icon, When, html } from "./ui.js";
 
@@ -15,7 +15,7 @@ export function PauseForm({ name, hasLength = false, onPause, onCancel }) {
   const [reason, setReason] = useState("");
   const [seconds, setSeconds] = useState("");
   const first = useRef(null);
-  useEffect(() => first.current.focus(), []);
+  useLayoutEffect(() => first.current.focus(), []); // before the next key comes
   const submit = (event) => {
     event.preventDefault();
     onPause({ reason: reason.trim(), ...(seconds && { for: Number(seconds) }) });
