@@ -241,16 +241,22 @@ class Broker:
             connection.close()
 
 
+_given: set[int] = set()  # ports that this process has, though nobody listens there yet
+
+
 def _free_port() -> int:
     # Below the range that the kernel takes for outgoing connections: one of those might have it when the broker comes back. Above those
     # that tests/processes.py takes.
     while True:
-        port = random.SystemRandom().randrange(31_000, 32_768)
+        port = random.SystemRandom().randrange(30_000, 32_768)
+        if port in _given:
+            continue
         with socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.add(port)
             return port
 
 

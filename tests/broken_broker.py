@@ -5,7 +5,7 @@
     fail-sync:FILE         once this file is there each sync fails, as for a broken disk
     hang-sync:FILE         while this file is there no sync returns, for a minute at most, as for a disk that stands still
     hasty-answers:         answers leave when they are made, not when they are on disk
-    die:PART               the greenlet of that part ends with an exception a moment after start: pump, timer, lag, sweeper, watcher
+    die:PART               the greenlet of that part ends with an exception a moment after start: pump, timer, lag, events, sweeper, watcher
     close:PART             what that part needs is closed behind its back: the socket of listener or web, the database of store
 """
 
@@ -124,8 +124,8 @@ def _break(running: broker.Broker, part: str) -> None:
         with open(os.devnull, "rb") as other:
             os.dup2(other.fileno(), server.socket.fileno())
         return
-    pump, timer, lag = running.dispatch._greenlets
-    greenlet = {"pump": pump, "timer": timer, "lag": lag, "sweeper": running.sessions._sweeper,
+    pump, timer, lag, events = running.dispatch._greenlets
+    greenlet = {"pump": pump, "timer": timer, "lag": lag, "events": events, "sweeper": running.sessions._sweeper,
                 "watcher": running._watcher}[part]
     greenlet.kill(RuntimeError(f"planted in the {part}"), block=False)
 

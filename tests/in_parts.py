@@ -28,7 +28,7 @@ PARTS = (
     ("tests/integration/test_[o-p]*.py",),
 )
 #: Parts at a time, more than processors: the tests wait for a third of their time.
-MORE_THAN_PROCESSORS = 1
+MORE_THAN_PROCESSORS = 2
 LINE_EVERY_S = 30.0
 
 

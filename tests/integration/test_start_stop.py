@@ -361,7 +361,7 @@ def test_when_the_store_fails_who_waits_gets_unknown_and_the_process_ends(make_b
         whole.end()
 
 
-@pytest.mark.parametrize("what", ["die:pump", "die:timer", "die:lag", "die:sweeper", "close:listener"])
+@pytest.mark.parametrize("what", ["die:pump", "die:timer", "die:lag", "die:events", "die:sweeper", "close:listener"])
 def test_a_dead_part_ends_the_process_instead_of_living_on_deaf(make_broker: MakeBroker, what: str) -> None:
     broker = make_broker(env={"BREAK": what}, program=BROKEN)
 
