@@ -189,16 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     retry.add_argument("--failed", action="store_true", help="all that failed; with --queue and --task only those of them")
     for name in ("queue", "task"):
         retry.add_argument(f"--{name}", metavar="NAME")
-    command("runs", do_runs, "show the runs of a job that did not complete it").add_argument("id", metavar="ID", type=job_id)
-    logs = command("logs", do_logs, "show what a job wrote to its log")
-    logs.add_argument("id", metavar="ID", type=job_id)
-    logs.add_argument("-f", "--follow", action="store_true", help="wait for more until the job is finished")
-    jobs = command("jobs", do_jobs, "list jobs, newest first")
-    jobs.add_argument("filter", metavar="FILTER", nargs="?", help="as in 'state:failed task:mail.* error:TimeoutError finished>-2h \"no answer\"'")
-    jobs.add_argument("--state", choices=list(STATE_BY_LABEL))
-    for name in ("queue", "task", "worker"):
-        jobs.add_argument(f"--{name}", metavar="NAME")
-    jobs.add_argument("-n", type=_positive, default=50, metavar="COUNT", help="at most so many, default 50")
+    _add_looks(command)
     command("queues", do_queues, "list queues")
     # Not above: they stand on this module.
     from greenroom.client_control_cli import add_commands
@@ -213,6 +204,20 @@ def build_parser() -> argparse.ArgumentParser:
     add_schedule_commands(command, Ways(payload, _positive, readable))
     command("demo", do_demo, "show that an urgent job overtakes a waiting one")
     return top
+
+
+def _add_looks(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that look at jobs: runs, logs, jobs."""
+    command("runs", do_runs, "show the runs of a job that did not complete it").add_argument("id", metavar="ID", type=job_id)
+    logs = command("logs", do_logs, "show what a job wrote to its log")
+    logs.add_argument("id", metavar="ID", type=job_id)
+    logs.add_argument("-f", "--follow", action="store_true", help="wait for more until the job is finished")
+    jobs = command("jobs", do_jobs, "list jobs, newest first")
+    jobs.add_argument("filter", metavar="FILTER", nargs="?", help="as in 'state:failed task:mail.* error:TimeoutError finished>-2h \"no answer\"'")
+    jobs.add_argument("--state", choices=list(STATE_BY_LABEL))
+    for name in ("queue", "task", "worker"):
+        jobs.add_argument(f"--{name}", metavar="NAME")
+    jobs.add_argument("-n", type=_positive, default=50, metavar="COUNT", help="at most so many, default 50")
 
 
 def _add_common(parser: argparse.ArgumentParser, *, is_top: bool) -> None:

@@ -169,11 +169,9 @@ class ControlRules(LeaseRules):
 
         Raises ConflictError for a job that lives, NotFoundError, GoneError, DamagedError.
         """
-        job = self.jobs.get(job_id)
+        job = self._known(job_id, loaded)
         if job is None:
-            if loaded is None:
-                return None
-            job = self.check_there(job_id, loaded)
+            return None
         if job.state not in FINISHED_STATES:
             raise ConflictError(f"job {job_id} is {job.state.label}: only a finished job can be deleted")
         self.effects.deleted.append(job_id)

@@ -251,11 +251,9 @@ class Engine(ControlRules):
 
         Raises ConflictError for a job in another state, NotFoundError or GoneError, and what `check_room` raises.
         """
-        job = self.jobs.get(job_id)
+        job = self._known(job_id, loaded)
         if job is None:
-            if loaded is None:
-                return None
-            job = self.check_there(job_id, loaded)
+            return None
         if job.state not in RETRYABLE_STATES:
             raise ConflictError(f"job {job_id} is {job.state.label}: only what failed, was cancelled or expired can be retried")
         self.check_room(1, job.payload_bytes)
@@ -280,6 +278,11 @@ class Engine(ControlRules):
         self._match({job.lane: None}, now)
         self._keep_budget()
         return "queued"
+
+    def _known(self, job_id: int, loaded: Job | Lost | None) -> Job | None:
+        """Return a job from memory or as loaded, or None: load it. Raises as `check_there` does."""
+        job = self.jobs.get(job_id)
+        return self.check_there(job_id, loaded) if job is None and loaded is not None else job
 
     @staticmethod
     def check_there(job_id: int, loaded: Job | Lost) -> Job:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from greenroom.desk import Desk
 from greenroom.errors import InvalidError
 from greenroom.protocol import Request
-from greenroom.subscriptions import Filter
+from greenroom.subscriptions import EventFilter
 from greenroom.verb_parts import Caller
 
 
@@ -19,7 +19,7 @@ def _subscribe(desk: Desk, caller: Caller, request: Request) -> None:
     if kinds is not None and not kinds:
         answer = desk.subscriptions.close(caller, desk.now())
     else:
-        wanted = Filter(fields["queue"], fields["task"], None if kinds is None else frozenset(kinds))
+        wanted = EventFilter(fields["queue"], fields["task"], None if kinds is None else frozenset(kinds))
         answer = desk.subscriptions.open(caller, wanted, boot, after)
     caller.answer(request.id, answer)  # it tells of nothing but what is on disk, and must come before the events
 

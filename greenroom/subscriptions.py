@@ -17,7 +17,7 @@ from greenroom.events import MAX_EVENTS, USUAL_KINDS, Event, EventLog
 MAX_SUBSCRIBERS = 64
 #: Events go on being noted for so long after the last subscriber left, for those who come back.
 LINGER_S = 60.0
-#: Events in a frame, and those looked at for it.
+#: Events in a frame (some 40 kB), and those looked at for it (0.2 ms): then others have their turn.
 FRAME_EVENTS = 200
 LOOK_EVENTS = 500
 #: A subscriber whose filter lets nothing through hears how far it is after so many events, so that it can come back there.
@@ -40,7 +40,7 @@ class Listener(Protocol):
         """Send it."""
 
 
-class Filter(NamedTuple):
+class EventFilter(NamedTuple):
     """Which events somebody wants; None: any (of `kinds`: all but progress)."""
 
     queue: str | None = None
@@ -58,7 +58,7 @@ class Subscription:
 
     __slots__ = ("listener", "filter", "position", "told")
 
-    def __init__(self, listener: Listener, wanted: Filter, position: int) -> None:
+    def __init__(self, listener: Listener, wanted: EventFilter, position: int) -> None:
         self.listener = listener
         self.filter = wanted
         self.position = self.told = position
@@ -76,7 +76,7 @@ class Subscriptions:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def open(self, listener: Listener, wanted: Filter, boot: str | None, after: int | None) -> dict[str, object]:
+    def open(self, listener: Listener, wanted: EventFilter, boot: str | None, after: int | None) -> dict[str, object]:
         """Tell somebody of events from now on, or of those after a position; replaces what it asked for before. Returns the answer.
 
         Args:

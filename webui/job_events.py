@@ -12,14 +12,14 @@ from gevent.queue import Empty, Queue
 from greenroom.errors import DrainingError, InvalidError
 from greenroom.events import parse_position, position_text
 from greenroom.protocol import VERBS, check_fields
-from greenroom.subscriptions import Filter, Listener
+from greenroom.subscriptions import EventFilter, Listener
 from greenroom.webui.answers import dump_json
 
 MAX_WAITING = 4  # notices of up to 200 events that one viewer may have unread
 PING_S = 10.0  # without a write nobody notices that a viewer is gone
 
 #: Subscribes a listener: takes it, its filter and a position (boot and number, or None twice); returns the answer of `subscribe`.
-Subscribe = Callable[[Listener, Filter, str | None, int | None], dict]
+Subscribe = Callable[[Listener, EventFilter, str | None, int | None], dict]
 
 
 class JobEvents:
@@ -47,7 +47,7 @@ class JobEvents:
             boot, seq = (None, None) if after is None else parse_position(after)
         except ValueError:
             raise InvalidError("after must be the id of an event", field="after") from None
-        wanted = Filter(fields["queue"], fields["task"], None if fields["kinds"] is None else frozenset(fields["kinds"]))
+        wanted = EventFilter(fields["queue"], fields["task"], None if fields["kinds"] is None else frozenset(fields["kinds"]))
         viewer = _Viewer(self._left)
         viewer.begin(self._subscribe(viewer, wanted, boot, seq))
         self._viewers.add(viewer)

@@ -8,10 +8,10 @@ from greenroom import events, subscriptions
 from greenroom.errors import FullError
 from greenroom.events import KINDS, EventLog
 from greenroom.job import MOVES, STATE_BY_LABEL
-from greenroom.subscriptions import FRAME_EVENTS, LINGER_S, MAX_SUBSCRIBERS, QUIET_EVENTS, Filter, Subscriptions
+from greenroom.subscriptions import FRAME_EVENTS, LINGER_S, MAX_SUBSCRIBERS, QUIET_EVENTS, EventFilter, Subscriptions
 from tests.core import Core, new_job, reserved, submitted
 
-EVERYTHING = Filter(kinds=frozenset(KINDS))
+EVERYTHING = EventFilter(kinds=frozenset(KINDS))
 
 
 class Ear:
@@ -48,7 +48,7 @@ class House:
         self.log = self.core.batches.events
         self.subscriptions = Subscriptions(self.core.engine, self.log)
 
-    def listen(self, wanted: Filter = EVERYTHING, after: int | None = None, boot: str | None = None) -> Ear:
+    def listen(self, wanted: EventFilter = EVERYTHING, after: int | None = None, boot: str | None = None) -> Ear:
         ear = Ear()
         self.answer = self.subscriptions.open(ear, wanted, self.log.boot if boot is None and after is not None else boot, after)
         return ear
@@ -140,8 +140,8 @@ def test_failures_snoozes_retries_changes_and_pauses_are_told(house: House) -> N
 
 
 def test_a_filter_lets_through_what_was_asked_for(house: House) -> None:
-    by_queue, by_task = house.listen(Filter(queue="a")), house.listen(Filter(task="y"))
-    by_kind = house.listen(Filter(kinds=frozenset({"cancelled"})))
+    by_queue, by_task = house.listen(EventFilter(queue="a")), house.listen(EventFilter(task="y"))
+    by_kind = house.listen(EventFilter(kinds=frozenset({"cancelled"})))
     first, second = submitted(house.core, new_job(queue="a", task="x"), new_job(queue="b", task="y"))
     house.core.connect("c", role="client").cancel(second)
     house.core.run()
@@ -153,7 +153,7 @@ def test_a_filter_lets_through_what_was_asked_for(house: House) -> None:
 
 
 def test_progress_is_told_to_those_who_name_it(house: House) -> None:
-    usual, all_of_it = house.listen(Filter()), house.listen()
+    usual, all_of_it = house.listen(EventFilter()), house.listen()
     (job,) = submitted(house.core, new_job())
     worker = house.core.connect()
     reserved(worker)
@@ -230,7 +230,7 @@ def test_many_events_share_frames_of_bounded_size(house: House) -> None:
 
 
 def test_who_hears_nothing_learns_how_far_it_is(house: House) -> None:
-    ear = house.listen(Filter(queue="other"))
+    ear = house.listen(EventFilter(queue="other"))
     submitted(house.core, *[new_job() for _ in range(QUIET_EVENTS + 500)])
     house.tell()
 
@@ -262,7 +262,7 @@ def test_subscribers_are_bounded_and_one_that_asks_anew_is_none_more(house: Hous
     with pytest.raises(FullError):
         house.listen()
 
-    house.subscriptions.open(ears[0], Filter(queue="other"), None, None)
+    house.subscriptions.open(ears[0], EventFilter(queue="other"), None, None)
     house.subscriptions.close(ears[1], 0.0)
     house.listen()
     assert len(house.subscriptions) == MAX_SUBSCRIBERS
@@ -273,7 +273,7 @@ def test_a_subscriber_that_left_or_asked_anew_in_the_middle_gets_no_more_of_the_
     submitted(house.core, *[new_job() for _ in range(FRAME_EVENTS + 1)])
     telling = house.subscriptions.tell()
     next(telling)
-    house.subscriptions.open(ear, Filter(queue="other"), None, None)
+    house.subscriptions.open(ear, EventFilter(queue="other"), None, None)
     house.subscriptions.close(leaver, 0.0)
     for _ in telling:
         pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from greenroom.errors import DrainingError
-from greenroom.subscriptions import Filter
+from greenroom.subscriptions import EventFilter
 from greenroom.webui.job_events import MAX_WAITING, JobEvents
 
 EVENT = {"seq": 5, "kind": "failed", "job": 1}
@@ -15,11 +15,11 @@ class Source:
     """Takes subscribers, as the broker does."""
 
     def __init__(self, *, gap: bool = False) -> None:
-        self.listeners: dict[object, tuple[Filter, str | None, int | None]] = {}
+        self.listeners: dict[object, tuple[EventFilter, str | None, int | None]] = {}
         self.answer = {"boot": "b", "position": 3, "gap": gap, "oldest": 1}
         self.events = JobEvents(self.open, self.listeners.pop)
 
-    def open(self, listener: object, wanted: Filter, boot: str | None, after: int | None) -> dict:
+    def open(self, listener: object, wanted: EventFilter, boot: str | None, after: int | None) -> dict:
         self.listeners[listener] = wanted, boot, after
         return self.answer
 
@@ -34,7 +34,7 @@ def test_a_chunk_has_an_id_for_each_event_and_the_position_last() -> None:
     ((viewer, asked),) = source.listeners.items()
     viewer.notify(notice(EVENT, gap=True))
 
-    assert asked == (Filter("mail", None, frozenset({"failed", "expired"})), "b", 3)
+    assert asked == (EventFilter("mail", None, frozenset({"failed", "expired"})), "b", 3)
     assert next(stream) == b"retry: 1000\nid: b:3\n\n"
     assert next(stream) == (b'id: b:4\ndata: {"kind":"gap"}\n\nid: b:5\ndata: {"seq":5,"kind":"failed","job":1}\n\nid: b:7\n\n')
 
