@@ -224,3 +224,10 @@ def test_a_planted_breach_is_found(name: str, source: str) -> None:
 ])
 def test_what_is_allowed_is_not_complained_about(name: str, source: str) -> None:
     assert complaints(name, source) == []
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest takes two of one name for the same module, and refuses a run that has both."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+
+    assert sorted(set(names)) == names
