@@ -123,11 +123,24 @@ def test_a_killed_worker_s_job_is_finished_by_another(broker: BrokerProcess, sta
         assert (view["attempt"], view["crashes"]) == (2, 1) and view["worker"] != first
 
 
-def test_a_stopped_worker_finishes_its_jobs_and_gives_the_others_away(broker: BrokerProcess, start_worker: StartWorker) -> None:
-    worker = start_worker("--concurrency", "2")
+MARKING = """
+import time
+from greenroom.tasks import task
+
+@task
+def mark(file: str) -> None:
+    open(file, "w").close()
+    time.sleep(1)
+"""
+
+
+def test_a_stopped_worker_finishes_its_jobs_and_gives_the_others_away(broker: BrokerProcess, start_worker: StartWorker, tmp_path: Path) -> None:
+    (tmp_path / "marking_tasks.py").write_text(MARKING, encoding="utf-8")
+    marks = [tmp_path / f"begun-{number}" for number in range(3)]
+    worker = start_worker("--concurrency", "2", tasks=tmp_path / "marking_tasks.py")
     with client_of(broker) as client:
-        handles = client.submit_many([("slow_task", {"seconds": 1})] * 3)
-        until(lambda: sum(view["state"] == "running" for view in client.get([handle.id for handle in handles])) == 2, "two run")
+        handles = client.submit_many([("mark", {"file": str(mark)}) for mark in marks])
+        until(lambda: sum(map(Path.exists, marks)) == 2, "two have begun")  # the broker says running as soon as the worker has them
         worker.signal(signal.SIGTERM)
         assert worker.process.wait(20) == 0
         views = client.get([handle.id for handle in handles])
