@@ -7,16 +7,16 @@ its jobs nor those of other lanes are touched, and what is not paused pays nothi
 
 from __future__ import annotations
 
+from greenroom.deadlines import DeadlineRules
 from greenroom.errors import BusyError, ConflictError, DrainingError, FullError
 from greenroom.events import job_event, pause_event, resume_event
 from greenroom.job import CANCELLED, FINISHED_STATES, QUEUED, RUNNING, SCHEDULED, Job, JobChange, Rewrite, move, rank_of
 from greenroom.lanes import Lane
-from greenroom.leases import LeaseRules
 from greenroom.pauses import MAX_PAUSES
 from greenroom.records import Lost, Pause
 
 
-class ControlRules(LeaseRules):
+class ControlRules(DeadlineRules):
     """See the module."""
 
     def pause(self, pause: Pause, now: float) -> None:

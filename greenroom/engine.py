@@ -2,8 +2,8 @@
 
 No clock, no greenlet, no disk, no random. Every method takes `now` (seconds) where time matters, answers at once, and notes
 in `effects` what must be written, delivered or told. What it decides becomes visible to anybody only after the commit that holds
-it (batches.py). The rules about sessions, leases and time are in leases.py, those for people who steer it in controls.py; this
-class is built on both.
+it (batches.py). The rules about sessions and leases are in leases.py, those about time in deadlines.py, those for people who steer
+it in controls.py; this class is built on all of them.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from greenroom import batches, engine, leases, sessions
 from greenroom.batches import Batches
+from greenroom.deadlines import DeadlineRules
 from greenroom.effects import Delivery
 from greenroom.engine import Engine
 from greenroom.errors import BusyError
@@ -168,7 +169,7 @@ def ghost_lease(real: Function) -> Function:
 
 def early_redelivery(real: Function) -> Function:
     """A silent worker's leases end after half the time."""
-    def review_leases(self: LeaseRules, session: sessions.Session, now: float, limit: int) -> int:
+    def review_leases(self: DeadlineRules, session: sessions.Session, now: float, limit: int) -> int:
         timing, self.timing = self.timing, self.timing._replace(lease_s=self.timing.lease_s / 2)
         try:
             return real(self, session, now, limit)
@@ -189,7 +190,7 @@ def no_grace(real: Function) -> Function:
 
 def stall_not_forgiven(real: Function) -> Function:
     """After a stall of the broker its workers' silence counts."""
-    def forgive(self: LeaseRules, late_s: float) -> None:
+    def forgive(self: DeadlineRules, late_s: float) -> None:
         """Nothing is forgiven."""
     return forgive
 
@@ -210,7 +211,7 @@ def cancel_forgotten(real: Function) -> Function:
 
 def lease_not_kept(real: Function) -> Function:
     """A broker that stops writes no leases."""
-    def checkpoint_all(self: LeaseRules) -> None:
+    def checkpoint_all(self: DeadlineRules) -> None:
         """Nothing is written."""
     return checkpoint_all
 
@@ -317,12 +318,12 @@ PLANTS = [
     Plant("priority ignored", engine, "rank_of", priority_ignored, 40),
     Plant("crash counted twice", LeaseRules, "_requeue", crash_counted_twice, 40),
     Plant("ghost lease", LeaseRules, "_end_lease", ghost_lease, 40),
-    Plant("early redelivery", LeaseRules, "_review_leases", early_redelivery, 40),
+    Plant("early redelivery", DeadlineRules, "_review_leases", early_redelivery, 40),
     Plant("no reconnect grace", LeaseRules, "close_session", no_grace, 40),
-    Plant("a stall is not forgiven", LeaseRules, "forgive", stall_not_forgiven, 80),
+    Plant("a stall is not forgiven", DeadlineRules, "forgive", stall_not_forgiven, 80),
     Plant("no restart grace", Engine, "restore", no_restart_grace, 40),
     Plant("cancel forgotten at a restart", Engine, "restore", cancel_forgotten, 300),
-    Plant("a stopping broker keeps no leases", LeaseRules, "checkpoint_all", lease_not_kept, 40),
+    Plant("a stopping broker keeps no leases", DeadlineRules, "checkpoint_all", lease_not_kept, 40),
     Plant("submission id forgotten at a restart", MemoryStore, "open", submission_forgotten, 40),
     Plant("a log line is lost", MemoryStore, "add_lines", line_lost, 40),
     Plant("counter drift", MemoryStore, "_count", counter_drift, 40),

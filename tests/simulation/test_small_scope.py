@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from greenroom.batches import Batches, Peer
+from greenroom.deadlines import DeadlineRules
 from greenroom.effects import Delivery
 from greenroom.engine import Engine
 from greenroom.job import Job, rank_of
@@ -162,7 +163,7 @@ def _lease_not_kept(restore: Callable, engine: LeaseRules, restored: object, *re
     (LeaseRules, "_requeue", _cancel_lost, Alphabet(("nack",), (5,), breaks=False, takeovers=False, commits_in_steps=False)),
     (Batches, "_deliver", _delivered_early, COMMITS),
     (Batches, "hold", _answered_early, COMMITS),
-    (LeaseRules, "_review_leases", _expired_early, LEASES),
+    (DeadlineRules, "_review_leases", _expired_early, LEASES),
     (LeaseRules, "close_session", _grace_forgotten, LEASES),
     (Engine, "restore", _lease_not_kept, Alphabet(("ack",), (5,), commits_in_steps=False)),
 ], ids=["fence unchecked", "requeue lost", "ghost lease", "place reset", "cancel lost", "delivery before commit",

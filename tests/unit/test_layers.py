@@ -16,7 +16,7 @@ LEVELS: list[list[str]] = [
     ["errors", "clock", "needs", "own_process"],
     ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "retries", "expiry", "unique", "distributions", "tally",
      "pauses", "paces", "schedule_limits", "recurrence", "job_log", "events", "filters", "filter_text"],
-    ["groups", "sessions", "effects", "leases", "controls", "engine", "gates", "views", "waits", "submit_options", "default_client", "task_outcomes",
+    ["groups", "sessions", "effects", "leases", "deadlines", "controls", "engine", "gates", "views", "waits", "submit_options", "default_client", "task_outcomes",
      "task_functions", "context", "run_reports", "tasks", "schedules"],
     ["stores.*", "logs", "tables"],
     ["protocol"],
