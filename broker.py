@@ -16,9 +16,9 @@ if __name__ == "__main__":
     from greenroom.needs import require
 
     require("gevent", "bottle", "msgpack", "apsw", "cryptography", "prometheus_client", "cronsim")
-    from gevent import monkey
+    from greenroom.patching import patch_all
 
-    monkey.patch_all()
+    patch_all()
 
 import gc
 import logging

@@ -7,9 +7,9 @@ import sys
 
 def broker() -> None:
     """Run the broker."""
-    from gevent import monkey
+    from greenroom.patching import patch_all
 
-    monkey.patch_all()
+    patch_all()
     from greenroom.broker import exit_from, main
 
     exit_from(main())

@@ -24,8 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gevent import monkey
 
+from greenroom.patching import patch_all
+
 sleep = monkey.get_original("time", "sleep")  # COMMIT runs in a real thread
-monkey.patch_all()
+patch_all()
 
 import apsw
 import gevent

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gevent import monkey
+from greenroom.patching import patch_all
 
-monkey.patch_all()
+patch_all()
 
 import os
 import resource

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Level -> modules, without `greenroom.`; `x.*` is x and all in it. A module imports from its own level and those below.
 LEVELS: list[list[str]] = [
-    ["errors", "clock", "needs", "own_process"],
+    ["errors", "clock", "needs", "own_process", "patching"],
     ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "retries", "expiry", "unique", "distributions", "tally",
      "pauses", "paces", "schedule_limits", "recurrence", "job_log", "events", "filters", "filter_text"],
     ["groups", "sessions", "effects", "leases", "deadlines", "controls", "engine", "gates", "views", "waits", "submit_options", "default_client", "task_outcomes",
@@ -30,7 +30,7 @@ LEVELS: list[list[str]] = [
 
 #: Library -> the modules that may import it.
 ONLY_IN = {
-    "gevent": {"dispatch", "session", "stream", "accepts", "listener", "webui.server", "webui.live", "webui.job_events", "broker", "run", "pools"},
+    "gevent": {"dispatch", "session", "stream", "accepts", "listener", "webui.server", "webui.live", "webui.job_events", "broker", "patching", "pools"},
     "bottle": {"webui.*"},
     "msgpack": {"protocol"},
     "apsw": {"stores.sqlite*"},
