@@ -70,6 +70,17 @@ def broker(make_broker: Callable[..., BrokerProcess]) -> BrokerProcess:
     return make_broker()
 
 
+@pytest.fixture(scope="module")
+def shared_broker(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[BrokerProcess]:
+    """One running broker for all tests of a file that ask for it: they must not mind what the others left there."""
+    broker = BrokerProcess(tmp_path_factory.mktemp("shared"), certificates)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.end()
+
+
 @pytest.fixture
 def start_worker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
     """Start workers of the fixture `broker` (or of `to=`): `start_worker("--concurrency", "1", tasks="file.py", name="w")`."""

@@ -138,14 +138,14 @@ def test_rest_does_the_same(broker: BrokerProcess) -> None:
     ({"job": {"task": "t"}, "every": "1h", "overlap": "never"}, "overlap"), ({"job": {"task": "t"}, "every": "1h", "name": "x"}, "name"),
     ({"job": {"task": "t", "run_at": 1}, "every": "1h"}, "run_at"), ({"job": {"task": "t"}, "every": 5}, "every"),
 ])
-def test_a_bad_schedule_by_rest_names_its_field(broker: BrokerProcess, body: dict, field: str) -> None:
-    answer = ask(broker, "POST", "/api/schedules/s", body)
+def test_a_bad_schedule_by_rest_names_its_field(shared_broker: BrokerProcess, body: dict, field: str) -> None:
+    answer = ask(shared_broker, "POST", "/api/schedules/s", body)
     assert (answer.status, answer.json["error"]["code"], answer.json["error"]["field"]) == (400, "INVALID", field)
 
 
-def test_rest_guards_schedules_as_it_guards_submits(broker: BrokerProcess) -> None:
+def test_rest_guards_schedules_as_it_guards_submits(shared_broker: BrokerProcess) -> None:
     def code(method: str, path: str, body: dict | None = None) -> tuple[int, str]:
-        answer: Answer = ask(broker, method, path, body)
+        answer: Answer = ask(shared_broker, method, path, body)
         return answer.status, answer.json["error"]["code"]
 
     assert code("POST", "/api/schedules/a%20b", {"job": {"task": "t"}, "every": "1h"}) == (400, "INVALID")

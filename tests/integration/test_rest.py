@@ -6,9 +6,12 @@ import http.client
 import json
 import socket
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+
+from tests.processes import BrokerProcess, WorkerProcess
 
 DEADLINE_S = 20.0
 FIBONACCI_100 = "354224848179261915075"
@@ -51,15 +54,24 @@ def wait_for_job(broker: object, number: int, *states: str) -> dict:
     raise AssertionError(f"job {number} is {job['state']}, not {states}, after {DEADLINE_S} s")
 
 
+@pytest.fixture(scope="module")
+def served_broker(shared_broker: BrokerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """The shared broker, with a worker."""
+    worker = WorkerProcess(shared_broker, "shared", (), tmp_path_factory.mktemp("worker"))
+    try:
+        worker.start()
+        yield shared_broker
+    finally:
+        worker.end()
+
+
 @pytest.mark.parametrize(("task", "payload", "result"), [
     ("fibonacci", {"n": 100}, FIBONACCI_100), ("fibonacci", {"n": 90}, str(2880067194370816120)), ("fibonacci", {"n": 10}, 55),
     ("is_prime", {"n": MERSENNE_89}, True), ("is_prime", {"n": str(2**89 - 3)}, False), ("reverse_string", {"data": "stressed"}, "desserts"),
     ("to_uppercase", {"data": "grün"}, "GRÜN"),
 ])
-def test_a_job_submitted_by_rest_comes_back_exact(broker: object, start_worker: object, task: str, payload: dict, result: object) -> None:
-    start_worker()
-
-    job = wait_for_job(broker, submit(broker, task, payload, priority=2), "completed", "failed")
+def test_a_job_submitted_by_rest_comes_back_exact(served_broker: object, task: str, payload: dict, result: object) -> None:
+    job = wait_for_job(served_broker, submit(served_broker, task, payload, priority=2), "completed", "failed")
 
     assert (job["state"], job["result"], job["error"]) == ("completed", {"preview": result}, None)
     assert job["payload"] == {"preview": payload}
@@ -96,14 +108,14 @@ def test_a_delayed_job_is_scheduled(broker: object) -> None:
     ({"payload": {}}, "task"), ({"task": "no spaces"}, "task"), ({"task": "t", "priority": 0}, "priority"), ({"task": "t", "priority": "5"}, "priority"),
     ({"task": "t", "queue": 7}, "queue"), ({"task": "t", "delay": "1"}, "delay"), ({"task": "t", "payload": 2**70}, "payload"), ({"task": "t", "x": 1}, "x"),
 ])
-def test_a_bad_submit_names_its_field(broker: object, body: dict, field: str) -> None:
-    answer = ask(broker, "POST", "/api/submit", body)
+def test_a_bad_submit_names_its_field(shared_broker: object, body: dict, field: str) -> None:
+    answer = ask(shared_broker, "POST", "/api/submit", body)
 
     assert (answer.status, answer.json["error"]["code"], answer.json["error"]["field"]) == (400, "INVALID", field)
 
 
-def test_too_large_a_payload_is_413(broker: object) -> None:
-    answer = ask(broker, "POST", "/api/submit", {"task": "t", "payload": {"data": "x" * 1_100_000}})
+def test_too_large_a_payload_is_413(shared_broker: object) -> None:
+    answer = ask(shared_broker, "POST", "/api/submit", {"task": "t", "payload": {"data": "x" * 1_100_000}})
 
     assert (answer.status, answer.json["error"]["code"]) == (413, "TOO_LARGE")
 
@@ -137,8 +149,8 @@ def test_a_running_job_is_asked_to_stop(broker: object, start_worker: object) ->
     assert ask(broker, "GET", f"/api/jobs/{number}").json["job"]["cancel_requested"] is True
 
 
-def test_a_job_that_never_was_is_404(broker: object) -> None:
-    answer = ask(broker, "GET", f"/api/jobs/{2**52}")
+def test_a_job_that_never_was_is_404(shared_broker: object) -> None:
+    answer = ask(shared_broker, "GET", f"/api/jobs/{2**52}")
 
     assert (answer.status, answer.json["error"]["code"]) == (404, "NOT_FOUND")
 
@@ -280,11 +292,11 @@ def test_a_running_job_shows_its_progress_and_its_log(broker: object) -> None:
 
 @pytest.mark.parametrize(("query", "status", "field"), [
     ("after=-1", 400, "after"), ("after=x", 400, "after"), ("limit=0", 400, "limit"), ("limit=1001", 400, "limit"), ("wait=1", 400, "wait")])
-def test_a_bad_query_of_a_log_is_refused_by_name(broker: object, query: str, status: int, field: str) -> None:
-    answer = broker.get(f"/api/jobs/1/logs?{query}")
+def test_a_bad_query_of_a_log_is_refused_by_name(shared_broker: object, query: str, status: int, field: str) -> None:
+    answer = shared_broker.get(f"/api/jobs/1/logs?{query}")
 
     assert (answer[0], answer[1]["error"]["field"]) == (status, field)
 
 
-def test_a_job_that_is_not_there_has_no_log(broker: object) -> None:
-    assert broker.get("/api/jobs/999999999/logs")[0] == 404
+def test_a_job_that_is_not_there_has_no_log(shared_broker: object) -> None:
+    assert shared_broker.get("/api/jobs/999999999/logs")[0] == 404

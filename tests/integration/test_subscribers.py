@@ -238,8 +238,8 @@ def test_a_page_is_told_and_comes_back_with_the_last_id(broker: BrokerProcess, c
 
 @pytest.mark.parametrize(("query", "field"), [
     ("?kinds=done", "kinds"), ("?after=7", "after"), ("?queue=a%20b", "queue"), ("?since=1", "since")])
-def test_what_is_wrong_with_the_query_is_named(broker: BrokerProcess, query: str, field: str) -> None:
-    response = Viewer(broker, query).response
+def test_what_is_wrong_with_the_query_is_named(shared_broker: BrokerProcess, query: str, field: str) -> None:
+    response = Viewer(shared_broker, query).response
 
     assert response.status == 400 and json.loads(response.read())["error"]["field"] == field
 
