@@ -75,6 +75,7 @@ TARGETS: tuple[Target, ...] = (
     Target("restart with 10^6 waiting until serving", ("depth",),
            ("start after kill -9 until first job", "start after SIGTERM until first job"), 3, 1, "s",
            {"depth": 10**6}, must_all_hold=True, factor=0.001),
+    _most("5,000,000 finished jobs: slowest page of any search", "search", "slowest page", 200, 100, "ms", history=5_000_000),
     Target("hub lag while any of it runs, p99", (), ("hub lag*p99",), 20, 8, "ms", must_all_hold=True, shows=_WHERE),
     Target("hub lag while any of it runs, longest", (), ("hub lag*max",), 100, 50, "ms", must_all_hold=True, shows=_WHERE),
     Target("the next broker at equal durability: Greenroom does", ("peers",), ("peer ratio",), 1, 2, "×",

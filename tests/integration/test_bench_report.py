@@ -120,4 +120,4 @@ for script, runs in [*report.QUICK.items(), *report.FULL.items()]:
                           cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
-    assert {"throughput", "latency", "connections", "depth", "shipped", "recovery", "fanout", "parts", "peers"} == set(done.stdout.split())
+    assert {"throughput", "latency", "connections", "depth", "shipped", "recovery", "fanout", "parts", "search", "peers"} == set(done.stdout.split())
