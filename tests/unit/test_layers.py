@@ -22,7 +22,7 @@ LEVELS: list[list[str]] = [
     ["protocol"],
     ["config", "tls", "tls_pipe", "endpoint", "batches", "pool_child", "pools", "replies", "link", "stream", "accepts", "backups", "subscriptions"],
     ["desk", "dispatch", "schedule_runs", "checkup", "client", "client_cli", "client_cli_schedules", "client_backup", "client_demo", "client_events", "client_event_cli",
-     "client_filters", "client_jobs", "client_logs", "client_schedules", "client_submits", "client_waits", "client_controls", "client_control_cli", "report_sender"],
+     "client_filters", "client_jobs", "client_logs", "client_schedules", "client_submits", "client_waits", "client_controls", "client_control_cli", "report_sender", "worker_options"],
     ["figures", "metrics", "verb_parts", "matching", "control_verbs", "bulk_verbs", "log_verbs", "event_verbs", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
     ["worker", "broker", "demo", "testing", "testing_steering", "testing_broker", "pytest_plugin"],
     ["run"],
