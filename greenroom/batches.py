@@ -562,7 +562,8 @@ def _forget_payload(job: Job) -> None:
 
 
 def _delivered(delivery: Delivery) -> list[list[object]]:
-    return [[job.id, job.fence, job.task, job.payload, job.raw, job.queue, job.attempt, job.priority]
+    return [[job.id, job.fence, job.task, job.payload, job.raw, job.queue, job.attempt, job.priority] if not job.crashes else
+            [job.id, job.fence, job.task, job.payload, job.raw, job.queue, job.attempt, job.priority, job.crashes]
             for job in delivery.jobs]
 
 

@@ -27,6 +27,7 @@ from greenroom.records import Lost, ReportItem, SettleItem, StoredLease
 from greenroom.retries import next_try
 from greenroom.scheduled import Scheduled
 from greenroom.sessions import Lease, Session
+from greenroom.suspects import SUSPECT_WAIT_S
 from greenroom.tally import Tally
 from greenroom.unique import Keys
 
@@ -204,7 +205,8 @@ class LeaseRules:
         job.checkpoint = True
         if job.extras is not None and job.extras.timeout is not None:
             # Stored times are of a clock that may have been set since: what is left lies between nothing and the whole.
-            left_s = min(job.extras.timeout, max(0.0, stored.granted_at + job.extras.timeout - now))
+            most_s = _run_limit(job)
+            left_s = min(most_s, max(0.0, stored.granted_at + most_s - now))
             self._limit_run(job.lease, now + left_s)
 
     def note_damage(self, job_id: int, what: str) -> bool:
@@ -236,7 +238,7 @@ class LeaseRules:
             job.worker = session.name
             job.started_at = now
             if job.extras is not None and job.extras.timeout is not None:
-                self._limit_run(job.lease, now + job.extras.timeout)
+                self._limit_run(job.lease, now + _run_limit(job))
         self.waiting -= len(jobs)
         self.waiting_bytes -= size
         lane.waiting_bytes -= size
@@ -537,6 +539,11 @@ class LeaseRules:
             session.timer_at = at
             self._order += 1
             heappush(self._timers, (at, self._order, session))
+
+
+def _run_limit(job: Job) -> float:
+    """Return how long a lease may last because of the job's run limit: one that crashed before may have to wait in its worker first."""
+    return job.extras.timeout + (SUSPECT_WAIT_S if job.crashes else 0.0)
 
 
 def damaged_error(found: Job) -> DamagedError:

@@ -91,9 +91,9 @@ def _is_view(value: object) -> bool:
 def _is_delivery(value: object) -> bool:
     if not isinstance(value, list) or len(value) < 8:
         return False
-    job, fence, task, payload, raw, queue, attempt, priority = value[:8]
+    job, fence, task, payload, raw, queue, attempt, priority, *more = value
     return (_is_number(job) and _is_number(fence) and isinstance(task, str) and isinstance(payload, bytes) and type(raw) is bool
-            and isinstance(queue, str) and type(attempt) is int and type(priority) is int)
+            and isinstance(queue, str) and type(attempt) is int and type(priority) is int and (not more or _is_size(more[0])))
 
 
 def _is_line(value: object) -> bool:

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.core import FINISHED_LABELS, lease_end
+from tests.simulation.blame import Blame
 from tests.simulation.world import Violation, World
 from greenroom.errors import GreenroomError
 from greenroom.job import FINISHED_STATES, Job, State
@@ -81,6 +82,7 @@ class History:
         self._told_priority: dict[int, int] = {}  # job -> priority of the latest change that was told
         self._started_at = 0.0
         self._message: dict = {}
+        self.blame = Blame(house)
         self.planner: Planner | None = None  # who keeps schedules, if this run has any
 
     # -- what the broker does -----------------------------------------------------------------------------------------------
@@ -156,6 +158,7 @@ class History:
             raise Violation(f"I11: {job} is at attempt {job.attempt} after {known} (before the restart {highest})")
         self._attempts[job.id] = job.attempt
         self._granted_at[job.id, job.fence] = now
+        self.blame.granted(job)
 
     def heard_line(self, job_id: int, text: str) -> None:
         """A worker was told that a line is in the log of its job."""
@@ -189,6 +192,7 @@ class History:
     def retried(self, job_id: int) -> None:
         """Somebody lets a job that had ended run again; answers that tell of its end may still be on their way."""
         self.world.counts["retried"] += 1
+        self.blame.retried(job_id)
         self.ended.pop(job_id, None)
         self.cancelled.discard(job_id)
         self._fell_due.add(job_id)
@@ -240,6 +244,8 @@ class History:
         """A lease has ended: crashes count once (I11), the place stays (I13), a cancelled job does not come back (I16)."""
         if job.crashes != crashes + (reason in CRASHES):
             raise Violation(f"I11: {job} has {job.crashes} crashes after {crashes} and {reason}")
+        if reason in CRASHES:
+            self.blame.crashed(job)
         if job.place != place:
             raise Violation(f"I13: {job} lost its place")
         if job.cancel_requested and job.state is not State.CANCELLED:
@@ -288,6 +294,7 @@ class History:
         self.house.fences = dict(self._fences)  # a number that nobody saw may be given again
         self._forgiven.clear()
         rows = self.house.store._jobs
+        self.blame.broker_died(rows)
         self.payloads = {job_id: payload for job_id, payload in self.payloads.items() if job_id in rows}
 
     def restarted(self, restored: Restored) -> None:
@@ -390,8 +397,9 @@ class History:
         self.world.counts["submit repeated"] += bool(answer.get("repeated"))
 
     def _answered_reserve(self, message: dict, answer: dict) -> None:
-        """Each delivery is a new one, of a job as it was submitted (I2, I4, I5)."""
-        for job_id, fence, task, payload, _, queue, _, priority in answer["jobs"]:
+        """Each delivery is a new one, of a job as it was submitted (I2, I4, I5), and tells of its crashes (I12)."""
+        for job_id, fence, task, payload, _, queue, _, priority, *crashes in answer["jobs"]:
+            self.blame.delivered(job_id, fence, crashes)
             self._is_as_asked(payload, task, queue, priority)
             if self.payloads.get(job_id) != payload:
                 raise Violation(f"I2: job {job_id} was delivered with {payload!r}, is {self.payloads.get(job_id)!r}")

@@ -24,6 +24,7 @@ from greenroom.records import LogLine, Lost, Restored, SettleItem
 from greenroom.scheduled import Scheduled
 from greenroom.stores.memory import MemoryStore
 from greenroom.subscriptions import Subscriptions
+from greenroom.suspects import Suspects
 
 Function = Callable[..., Any]
 
@@ -259,6 +260,20 @@ def payloads_mixed(real: Function) -> Function:
     return delivered
 
 
+def crashes_not_told(real: Function) -> Function:
+    """A delivery does not tell that its job crashed before."""
+    def delivered(delivery: Delivery) -> list[list[object]]:
+        return [row[:8] for row in real(delivery)]
+    return delivered
+
+
+def suspects_together(real: Function) -> Function:
+    """A worker runs jobs that crashed before beside others."""
+    def is_suspect(self: Suspects, crashes: int) -> bool:
+        return False
+    return is_suspect
+
+
 def another_outcome(real: Function) -> Function:
     """A resend is told of another job."""
     def find_submission(self: Batches, submission_id: bytes, found: Function) -> None:
@@ -333,5 +348,7 @@ PLANTS = [
     Plant("an event is left out", EventLog, "note", event_left_out, 40),
     Plant("a gap of events is not told", Subscriptions, "open", gap_not_told, 80),
     Plant("payloads mixed", batches, "_delivered", payloads_mixed, 40),
+    Plant("a delivery does not tell of crashes", batches, "_delivered", crashes_not_told, 40),
+    Plant("suspects run together", Suspects, "is_suspect", suspects_together, 40),
     Plant("a repeated submit has another outcome", Batches, "find_submission", another_outcome, 40),
 ]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from tests.core import check, check_at_rest
 from tests.simulation.actors import QUEUES, STEERER_PAUSE_S, TASKS, Actor, Admin, Producer, Steerer
+from tests.simulation.blame import POISONED_EVERY
 from tests.simulation.history import History, Spec
 from tests.simulation.house import POINTS, Alarm, House
 from tests.simulation.network import Wire
@@ -24,7 +25,7 @@ from tests.simulation.stores import SimStore, TwinStore
 from tests.simulation.subscriber import FEW_EVENTS, SUBSCRIBED_EVERY, Subscriber
 from tests.simulation.workers import Habits, Worker
 from tests.simulation.world import Violation, World
-from greenroom import batches, clock, engine, events, lanes, scheduled
+from greenroom import batches, clock, engine, events, lanes, leases, scheduled, suspects
 from greenroom.lanes import Window
 from greenroom.leases import Caps, Timing
 from greenroom.stores import Retention
@@ -47,6 +48,8 @@ KINDS = {
 }
 #: How long faults are about, in virtual seconds; a fifth more or less.
 TROUBLE_S = 17.0
+#: A suspect waits so long for its neighbours.
+SUSPECT_WAIT_S = 2.0
 #: The longest stall of the hub, in leases.
 STALLS = 1.5
 
@@ -149,7 +152,8 @@ class Run:
             (scheduled, "MAX_IN_MEMORY", numbers.scheduled), (scheduled, "REFILL_BELOW", numbers.scheduled_refill),
             (batches, "BLOCK_NUMBERS", numbers.block), (batches, "SLICE_JOBS", numbers.slice_jobs),
             (batches, "MAX_BATCH_JOBS", numbers.batch_jobs), (lanes, "REFILL_BELOW", numbers.refill_below),
-            (engine, "REFILL_TO", numbers.refill_to), (events, "MAX_EVENTS", self._kept_events), (clock, "time", self.world))]
+            (engine, "REFILL_TO", numbers.refill_to), (events, "MAX_EVENTS", self._kept_events), (clock, "time", self.world),
+            (suspects, "SUSPECT_WAIT_S", SUSPECT_WAIT_S), (leases, "SUSPECT_WAIT_S", SUSPECT_WAIT_S))]
         logger, alarm = logging.getLogger("greenroom"), Alarm()
         was_loud, logger.propagate = logger.propagate, False
         logger.addHandler(alarm)
@@ -244,6 +248,8 @@ class Run:
             if rng.random() < 0.1:
                 item["timeout"] = rng.choice([1.0, 6.0])
             self.history.attempted[payload] = Spec(item["task"], item["queue"], item["priority"], run_at, delay, attempts)
+            if self.seed % POISONED_EVERY == 3 and not self.is_flood:
+                self.history.blame.submits(payload)
             items.append(item)
         return items
 
@@ -408,7 +414,9 @@ class Run:
         now = self.house.now
         jobs = self.house.newest().values()
         schedule_s = max((job.run_at - now for job in jobs if job.run_at is not None), default=0.0)
-        return 10.0 + STEERER_PAUSE_S + timing.restart_grace_s + (1.0 + STALLS) * timing.lease_s + max(0.0, schedule_s) + 0.2 * len(jobs)
+        deaths_s = 8.0 * len(self.history.blame.poison)  # each kills up to five times, then a grace, then somebody connects
+        return (10.0 + STEERER_PAUSE_S + timing.restart_grace_s + (1.0 + STALLS) * timing.lease_s + max(0.0, schedule_s) + 0.2 * len(jobs)
+                + deaths_s)
 
     def _check_end(self) -> None:
         self.world.run(self.world.now + 2.0)

@@ -34,6 +34,7 @@ MUST_HAPPEN = (
     "half-open connection", "half-closed connection", "no answer in time", "put off", "retried", "expired", "timed out", "duplicate", "worker crash", "worker stands still", "wall clock jumps",
     "gap of events", "subscribed again without a gap", "gap of a slow subscriber", "told to the end", "event: requeued", "event: retried",
     "event: scheduled", "event: progress", "event: expired",
+    "a job kills its worker", "… and takes others with it", "a suspect begins alone", "a suspect begins beside others", "a suspect is given back",
     "schedule made", "schedule ran", "schedule skipped", "line acknowledged", "log read", "deleted", "deleted job asked for",
 )
 

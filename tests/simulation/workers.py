@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.simulation.actors import FILTERS, Actor
 from tests.simulation.world import Violation
+from greenroom.suspects import Step, Suspects
 
 if TYPE_CHECKING:
     from tests.simulation.run import Run
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 #: How often a worker reports before it settles.
 REPORTS = 0.2
+
+#: How often a worker looks whether the job that crashed before may begin, or has ended.
+TEND_S = 0.1
 
 #: A delivery of more jobs than this is worked on, and settled, as one.
 TOGETHER = 20
@@ -38,10 +42,11 @@ class Habits(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A lease, as its worker knows it. `outcome`: how the job ended, None while it runs."""
+    """A lease, as its worker knows it. `outcome`: how the job ended, None while it runs. `is_poison`: it kills its worker then."""
 
     fence: int
     outcome: list[object] | None
+    is_poison: bool = False
 
 
 class Worker(Actor):
@@ -56,6 +61,7 @@ class Worker(Actor):
         self.instance = self.rng.randbytes(16)
         self.queues, self.tasks = self.rng.choice(FILTERS)
         self._is_reserving = False
+        self._suspects = self._no_suspect()
         self._received: set[tuple[int, int]] = set()
 
     def begin(self) -> None:
@@ -107,7 +113,7 @@ class Worker(Actor):
     # -- work ---------------------------------------------------------------------------------------------------------------
 
     def _reserve(self) -> None:
-        free = self.habits.slots - len(self.held)
+        free = self._suspects.most(self.habits.slots - len(self.held))
         if free <= 0 or not self.is_greeted or self._is_reserving or self.is_over:
             return
         self._is_reserving = True
@@ -125,22 +131,52 @@ class Worker(Actor):
         if "error" in answer:
             self.later(0.1 + self.rng.random(), self._reserve)
             return
-        for job, fence, *_ in answer["jobs"]:
-            self._take(job, fence)
-        leases = [(job, fence) for job, fence, *_ in answer["jobs"]]
+        leases, given_back = [], []
+        for job, fence, _, payload, _, _, _, _, *crashes in answer["jobs"]:
+            self._take(job, fence, payload)
+            if not self._suspects.admit((job, fence), crashes[0] if crashes else 0, self.world.now):
+                given_back.append((job, ["nack", False]))
+            elif self._suspects.lease == (job, fence):
+                self.later(0.0, self._tend_suspect)
+            else:
+                leases.append((job, fence))
+        self._end(given_back)
+        self._begin(leases)
+
+    def _begin(self, leases: list[tuple[int, int]]) -> None:
         for some in [leases] if len(leases) > TOGETHER else [[lease] for lease in leases]:
             self.later(self.rng.expovariate(1 / self.habits.job_s), lambda some=some: self._finished(some))
         if self.habits.slots > len(self.held):
             self.later(0.01 if leases else 0.2, self._reserve)
 
-    def _take(self, job: int, fence: int) -> None:
+    def _no_suspect(self) -> Suspects:
+        # With a thousand slots, and a thousand jobs that were lost, one after the other takes too long: processes, say.
+        return Suspects(are_kept_apart=not self.run.is_flood)
+
+    def _tend_suspect(self) -> None:
+        """Begin a job that crashed before once it is alone here, or give it back; go on when it has ended."""
+        lease = self._suspects.lease
+        held = {(job, known.fence) for job, known in self.held.items()}
+        step = self._suspects.step(held, self.world.now, may_get_more=self._is_reserving)
+        if step is Step.BEGIN:
+            self.world.counts["a suspect begins beside others" if len(held) > 1 else "a suspect begins alone"] += 1
+            self._begin([lease])
+        elif step is Step.GIVE_BACK:
+            self.world.counts["a suspect is given back"] += 1
+            self._end([(lease[0], ["nack", False])])
+        if self._suspects.lease is None:
+            self._reserve()
+        else:
+            self.later(TEND_S, self._tend_suspect)
+
+    def _take(self, job: int, fence: int, payload: bytes) -> None:
         if (job, fence) in self._received:
             raise Violation(f"I5: {self.name} got job {job} twice under fence {fence}")
         self._received.add((job, fence))
         known = self.held.get(job)
         if known is not None and known.fence >= fence:
             raise Violation(f"I5: {self.name} holds job {job} under {known.fence} and gets it under {fence}")
-        self.held[job] = Held(fence, None)
+        self.held[job] = Held(fence, None, payload in self.history.blame.poison)
         if self.rng.random() < self.habits.extends:
             self.ask("extend", _nothing, leases=[[job, fence]], **{"for": self.rng.uniform(1.0, 10.0)})
 
@@ -150,6 +186,10 @@ class Worker(Actor):
         for job, fence in leases:
             held = self.held.get(job)
             if held is not None and held.fence == fence and held.outcome is None:
+                if held.is_poison:
+                    self.history.blame.worker_died(job, [(other, known.fence) for other, known in self.held.items()])
+                    self._start_anew()
+                    return
                 ended.append((job, self._outcome(job, fence)))
         if self.rng.random() < REPORTS:
             self._report(leases)
@@ -222,11 +262,15 @@ class Worker(Actor):
     def _crash(self) -> None:
         """The process dies and another one starts: nothing is known any more."""
         self.later(self.rng.expovariate(1 / self.habits.crash_every_s), self._crash)
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         self.world.note(self.name, "crashes")
         self.world.counts["worker crash"] += 1
         self.held.clear()
+        self._suspects = self._no_suspect()
         self.instance = self.rng.randbytes(16)
-        if self.wire is not None and self.rng.random() < 0.3:
+        if self.wire is not None and self.rng.random() < 0.3 and not self.run.is_healed:
             self.wire.up.is_lost = True  # the machine died: nobody is told
         self.hang_up()
 

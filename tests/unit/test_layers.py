@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Level -> modules, without `greenroom.`; `x.*` is x and all in it. A module imports from its own level and those below.
 LEVELS: list[list[str]] = [
     ["errors", "clock", "needs", "own_process", "patching"],
-    ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "retries", "expiry", "unique", "distributions", "tally",
+    ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "suspects", "retries", "expiry", "unique", "distributions", "tally",
      "pauses", "paces", "schedule_limits", "recurrence", "job_log", "events", "filters", "filter_text"],
     ["groups", "sessions", "effects", "leases", "deadlines", "controls", "engine", "gates", "views", "waits", "submit_options", "default_client", "task_outcomes",
      "task_functions", "context", "run_reports", "tasks", "schedules"],

@@ -44,7 +44,7 @@ def test_outcomes_come_one_for_each_that_was_asked_for(verb: str) -> None:
 
 @pytest.mark.parametrize("place, value", [(0, "7"), (1, 0), (2, b"task"), (3, "text"), (4, 1), (5, None), (6, 1.0), (7, "1")])
 def test_a_delivery_has_each_place_of_its_type(place: int, value: object) -> None:
-    delivery = [*GOOD["reserve"]["jobs"][0], "a later version's"]
+    delivery = [*GOOD["reserve"]["jobs"][0], 2, "a later version's"]
     assert check_reply("reserve", 0, {"jobs": [delivery]})
     delivery[place] = value
 

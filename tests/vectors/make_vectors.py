@@ -77,6 +77,8 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "reserve": ("C: up to four jobs, waiting at the broker", {"verb": "reserve", "id": 6, "n": 4, "tasks": ["reverse_string"],
                 "wait": 60}),
     "reserve_reply": ("S: a delivery", {"id": 6, "jobs": [[7, 12, "reverse_string", PAYLOAD, False, "default", 1, 1]]}),
+    "reserve_reply_suspect": ("S: the delivery of a job that crashed twice", {"id": 6, "jobs": [
+                              [8, 15, "reverse_string", PAYLOAD, False, "default", 3, 5, 2]]}),
     "settle": ("C: the outcomes", {"verb": "settle", "id": 7, "leases": [
                [7, 12, "ack", b"\xa8desserts", False],
                [9, 13, "fail", {"name": "ValueError", "message": "no such file", "traceback": ""}],
