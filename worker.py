@@ -32,6 +32,7 @@ from greenroom.look_ahead import LookAhead
 from greenroom.pools import Outcome, Pool, ProcessPool, RunItem, ThreadPool
 from greenroom.protocol import HELLO_FRAME_BYTES, VERSION, encode_frame
 from greenroom.report_sender import ReportSender
+from greenroom.suspects import Step, Suspects
 from greenroom.tables import escape
 from greenroom.tasks import BUILTINS, Registry, default_registry, load_tasks
 from greenroom.worker_options import build_parser, default_name
@@ -95,11 +96,12 @@ class Worker:
         queues: names to take jobs from; None: any.
         grace_s: how long a drain waits for running jobs.
         connect_timeout_s: give up if the first connection takes longer; None: never.
+        isolates: run a job that crashed before alone, if the pool's jobs share a process (greenroom/suspects.py).
     """
 
     def __init__(self, endpoint: Endpoint, registry: Registry, make_pool: Callable[[Callable[[Outcome], None]], Pool], *,
                  concurrency: int, name: str, queues: list[str] | None = None, grace_s: float = 30.0,
-                 connect_timeout_s: float | None = None) -> None:
+                 connect_timeout_s: float | None = None, isolates: bool = True) -> None:
         self.endpoint = endpoint
         self.registry = registry
         self.name = name
@@ -122,6 +124,7 @@ class Worker:
         self._is_settling = False
         self._settle_after = 0.0
         self._look_ahead = LookAhead(concurrency)
+        self._suspects = Suspects(are_kept_apart=isolates and self._pool.shares_process)
         self._link: Link | None = None
         self._has_connected = False
         self._outage_since: float | None = None
@@ -279,6 +282,7 @@ class Worker:
         self._check_leases()
         self._collect()
         self._give_back_late(now)
+        self._tend_suspect(now)
         self._check_drain()
         if self._drain_until is not None:
             self._drain_step(now)
@@ -295,8 +299,7 @@ class Worker:
             due.append(self._reserve.sent_at + REPLACE_AFTER_S)
         if self._late:
             due.append(self._late[0].begin_by)
-        if self._watch.until is not None:
-            due.append(self._watch.until)
+        due += [at for at in (self._watch.until, self._suspects.due_at) if at is not None]
         return max(0.0, min(at for at in due if at > now) - now)
 
     def _collect(self) -> None:
@@ -354,6 +357,19 @@ class Worker:
             gave_back = self._take_back(self._late.popleft()) or gave_back
         if gave_back:
             self._look_ahead.gave_back()
+
+    def _tend_suspect(self, now: float) -> None:
+        """Let a job that crashed before begin when nobody is left beside it, or give it back when that takes too long."""
+        lease = self._suspects.lease
+        if lease is None:
+            return
+        step = self._suspects.step(self._held.keys(), now, may_get_more=self._reserve is not None and self._reserve.n > 0)
+        if step is Step.BEGIN:
+            log.info("job %d crashed before: nothing new is taken until it ends", lease[0])
+            self._pool.release(*lease)
+        elif step is Step.GIVE_BACK:
+            log.info("job %d crashed before, and its neighbours take long: given back", lease[0])
+            self._take_back(self._held[lease])
 
     def _drop(self, held: Held, why: str) -> None:
         """Forget a lease that is not ours any more; what runs of it is told to stop."""
@@ -467,7 +483,7 @@ class Worker:
         room = self._concurrency + self._look_ahead.jobs
         free = min(room - len(self._in_pool), self._link.limits.leases - len(self._held), self._link.limits.list)
         # With all slots busy not for a few: every reserve is a frame, and a turn of both sides.
-        return free if free > 0 and (len(self._in_pool) < self._concurrency or 2 * free >= room) else 0
+        return self._suspects.most(free) if free > 0 and (len(self._in_pool) < self._concurrency or 2 * free >= room) else 0
 
     def _ask_for_jobs(self, now: float) -> None:
         """Keep one reserve open that asks for what is wanted and tells the present tasks."""
@@ -481,10 +497,13 @@ class Worker:
         if opened is None:
             is_due = is_news or (wanted > 0 and now >= self._reserve_after)
         else:
-            is_due = is_news or (wanted == 0 < opened.n and self._drain_until is not None) or (
+            is_due = is_news or (wanted == 0 < opened.n and self._takes_nothing()) or (
                 wanted > opened.n and now >= opened.sent_at + REPLACE_AFTER_S)
         if is_due:
             self._send_reserve(wanted, now)
+
+    def _takes_nothing(self) -> bool:
+        return self._drain_until is not None or self._suspects.lease is not None
 
     def _send_reserve(self, n: int, now: float) -> None:
         tasks = tuple(self.registry.list_tasks())
@@ -514,17 +533,25 @@ class Worker:
         jobs = answer["jobs"]
         if is_latest and opened.n and not jobs and now - opened.sent_at < EMPTY_PAUSE_S:
             self._reserve_after = now + EMPTY_PAUSE_S
-        for job, fence, task, payload, raw, queue, attempt, *_ in jobs:
+        for job, fence, task, payload, raw, queue, attempt, _, *crashes in jobs:
             item = RunItem(job, fence, task, payload, "raw" if raw else "msgpack", queue, attempt, self.name)
             held = self._held[job, fence] = Held(item, now + AHEAD_S)
-            if self._drain_until is not None:
+            if self._drain_until is not None or not self._suspects.admit(held.lease, crashes[0] if crashes else 0, now):
                 self._nack(held, has_begun=False)
                 continue
+            self._hand_to_pool(held, now)
+
+    def _hand_to_pool(self, held: Held, now: float) -> None:
+        if held.lease == self._suspects.lease:
+            for other in list(self._held.values()):
+                self._take_back(other)  # what was reserved ahead and has not begun; the suspect is not in the pool yet
+            self._pool.submit(held.item, parked=True)
+        else:
             if not self._in_pool:
                 self._look_ahead.began(now)
             self._late.append(held)
-            self._in_pool.add(held.lease)
-            self._pool.submit(item)
+            self._pool.submit(held.item)
+        self._in_pool.add(held.lease)
 
     def _check_drain(self) -> None:
         if self._drains_asked and self._drain_until is None:
@@ -638,7 +665,7 @@ def make_worker(args: argparse.Namespace) -> Worker:
         return ThreadPool(default_registry, args.concurrency, on_done)
 
     return Worker(endpoint, default_registry, make_pool, concurrency=args.concurrency, name=name, queues=queues,
-                  grace_s=args.grace, connect_timeout_s=args.connect_timeout)
+                  grace_s=args.grace, connect_timeout_s=args.connect_timeout, isolates=args.suspects == "alone")
 
 
 if __name__ == "__main__":

@@ -173,7 +173,12 @@ class Pool:
 
     `on_done(outcome)` is called once for each submitted item that stop() does not hand back, from a thread of the pool;
     what it raises is logged.
+
+    Attributes:
+        shares_process: True: a job that ends its process ends all that run beside it.
     """
+
+    shares_process = True
 
     def __init__(self, size: int, on_done: Callable[[Outcome], None], *, name: str) -> None:
         if size < 1:
@@ -195,8 +200,8 @@ class Pool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, item: RunItem) -> None:
-        """Run the item as soon as a slot is free, first in first out.
+    def submit(self, item: RunItem, *, parked: bool = False) -> None:
+        """Run the item as soon as a slot is free, first in first out; a parked one not before `release`.
 
         Raises:
             DrainingError: the pool is stopping.
@@ -212,7 +217,15 @@ class Pool:
             if run.key in self._held:
                 raise ValueError(f"the pool already holds job {item.job_id} with fence {item.fence}")
             self._held[run.key] = run
-            self._line.put(run)
+            if not parked:
+                self._line.put(run)
+
+    def release(self, job_id: int, fence: int) -> None:
+        """Let a parked item begin, if it is still here."""
+        with self._lock:
+            run = self._held.get((job_id, fence))
+            if run is not None and not self._is_stopping:
+                self._line.put(run)
 
     def withdraw(self, job_id: int, fence: int) -> bool:
         """Take an item back that has not begun; False if it has, or is not here. Nothing is reported of what was taken back."""
@@ -355,6 +368,8 @@ class ProcessPool(Pool):
         task_specs: what load_tasks takes, one for each task module; the built-in tasks are always there.
         max_result: bytes that a packed result may have.
     """
+
+    shares_process = False
 
     def __init__(self, task_specs: list[str], size: int, on_done: Callable[[Outcome], None], *,
                  max_result: int = DEFAULT_MAX_RESULT) -> None:

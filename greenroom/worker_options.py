@@ -29,6 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="shown to people, default HOST-PID")
     parser.add_argument("--pool", choices=["thread", "process"], default="thread",
                         help="where tasks run; process: for code that holds Python's interpreter lock; default %(default)s")
+    parser.add_argument("--suspects", choices=["alone", "together"], default="alone",
+                        help="how the thread pool runs jobs that crashed before: alone, so that a job that kills its worker takes no other "
+                             "with it, or together with others; default %(default)s")
     parser.add_argument("--grace", type=_seconds, default=30.0, metavar="S",
                         help="seconds that running jobs have when the worker is stopped, default %(default)g")
     parser.add_argument("--connect-timeout", type=_seconds, metavar="S",

@@ -148,13 +148,19 @@ def test_a_running_broker_without_file_descriptors_says_so_works_on_and_recovers
 
 
 HARMFUL_TASKS = '''
-import os
+import os, time
 from greenroom.tasks import task
 
 @task
-def deadly() -> None:
-    """End the whole worker process."""
+def deadly(seconds: float = 0.0) -> None:
+    """End the whole worker process, soon."""
+    time.sleep(seconds / 2)
     os._exit(9)
+
+@task
+def slow(seconds: float) -> None:
+    """Take a while."""
+    time.sleep(seconds)
 
 @task
 def huge(mib: int) -> str:
@@ -193,6 +199,39 @@ def test_a_job_that_kills_each_worker_is_failed_with_a_reason_while_others_flow(
 
     assert results == ["A"] * 20
     assert (view["state"], view["error"]["name"], view["crashes"], view["attempt"]) == ("failed", "CrashLoop", 5, 5)
+
+
+def test_a_job_that_kills_its_worker_takes_each_neighbour_with_it_once_at_most(make_broker: MakeBroker, harmful: str,
+                                                                               tmp_path: Path) -> None:
+    """Four slots, a poison job among good ones; beside it, what happens where suspects are not kept apart."""
+    broker = make_broker("--reconnect-grace-s", "0.1")
+    ends = {how: _with_a_poison_job(broker, how, harmful, tmp_path) for how in ("together", "alone")}
+
+    print(ends)
+    assert ends["together"]["poison"] == ends["alone"]["poison"] == ("failed", 5)
+    # The poison job and its first neighbours come back to the head of the queue, together, each time.
+    assert Counter(ends["together"]["good"])["failed", 5] == 3
+    assert {state for state, _ in ends["alone"]["good"]} == {"completed"}
+    assert 1 <= sum(crashes for _, crashes in ends["alone"]["good"]) <= 3 and max(crashes for _, crashes in ends["alone"]["good"]) == 1
+
+
+def _with_a_poison_job(broker: BrokerProcess, how: str, harmful: str, folder: Path) -> dict[str, object]:
+    """Run a poison job, the second of twelve, in workers that are started anew as they die; return states and crashes."""
+    worker = WorkerProcess(broker, f"w-{how}", ["--tasks", harmful, "--queues", how, "--suspects", how], folder)
+    try:
+        with Client(broker.url, ca=broker.ca) as client:
+            jobs = [client.submit("deadly" if number == 1 else "slow", {"seconds": 0.2}, queue=how) for number in range(12)]
+            ids = [job.id for job in jobs]
+            deadline = time.monotonic() + 60.0
+            while (views := client.get(ids)) and any(view["state"] in ("queued", "running") for view in views):
+                assert time.monotonic() < deadline, views
+                if worker.process is None or worker.process.poll() is not None:
+                    worker.spawn()
+                time.sleep(0.05)
+    finally:
+        worker.end()
+    ends = [(view["state"], view["crashes"]) for view in views]
+    return {"poison": ends[1], "good": ends[:1] + ends[2:]}
 
 
 @pytest.mark.parametrize("mib", [2, 64])

@@ -296,6 +296,23 @@ def test_what_has_not_begun_can_be_withdrawn_and_what_has_cannot(kind: str, tmp_
     """)
 
 
+def test_a_parked_item_begins_when_it_is_released_and_not_before(tmp_path: Path) -> None:
+    run_script("thread", tmp_path, """
+        pool = make(2, done)
+        pool.start()
+        for n in (1, 2, 3):
+            pool.submit(item(n, "add", {"a": n, "b": 1}), parked=True)
+        pool.submit(item(4, "add", {"a": 4, "b": 1}))
+        done.wait(4)
+        assert pool.waiting_leases() == {(1, 1001), (2, 1002), (3, 1003)} and pool.withdraw(2, 1002)
+        pool.release(2, 1002)
+        pool.release(1, 1001)
+        done.wait(1)
+        assert set(done.outcomes) == {4, 1}
+        assert [left.job_id for left in pool.stop(1)] == [3]
+    """)
+
+
 @both_pools
 def test_withdrawing_races_with_the_slots_and_each_item_has_one_end(kind: str, tmp_path: Path) -> None:
     run_script(kind, tmp_path, """

@@ -384,6 +384,57 @@ def test_quick_jobs_are_reserved_ahead_and_given_back_when_one_gets_long(broker:
     assert given_back == [[2003, 2003, "nack", False], [2004, 2004, "nack", False]]
 
 
+def test_a_job_that_crashed_before_runs_alone_and_until_then_nothing_new_is_taken(broker: ScriptedBroker, start: Callable[..., Program],
+                                                                                   tmp_path: Path) -> None:
+    paths = {job: tmp_path / f"job{job}" for job in (1, 3, 6)}
+    start("--concurrency", "3")
+    peer = hold_one(broker, paths[1], heartbeat_s=0.3)
+    request = peer.expect("reserve")
+    peer.reply(request, jobs=[[*delivery(3, 12, "hold", path=str(paths[3])), 2], delivery(4, 13, "echo"), [*delivery(5, 14, "echo"), 1]])
+    assert settled(peer) == [[4, 13, "nack", False], [5, 14, "nack", False]]
+    listed = None
+    for _ in range(2):  # no reserve meanwhile
+        beat = peer.next()
+        assert beat["verb"] == "heartbeat"
+        listed = beat["leases"]
+        peer.reply(beat, lost=[], cancel=[])
+    assert listed == [[1, 10], [3, 12]] and not Path(f"{paths[3]}.begun").exists()
+
+    paths[1].touch()
+    assert peer.expect("settle")["leases"][0][:3] == [1, 10, "ack"]
+    time.sleep(0.3)
+    assert not Path(f"{paths[3]}.begun").exists()  # the settle of job 1 is not answered, so it would be blamed
+
+
+def test_a_suspect_goes_back_by_cancel_and_drain_before_it_begins_and_after_it_jobs_come_one_at_a_time(
+        broker: ScriptedBroker, start: Callable[..., Program], tmp_path: Path) -> None:
+    paths = {job: tmp_path / f"job{job}" for job in (1, 3, 6)}
+    program = start("--concurrency", "3")
+    peer = broker.greeted()
+    peer.reply(peer.expect("reserve"), jobs=[[*delivery(3, 12, "hold", path=str(paths[3])), 1]])
+    until_begun(paths[3])
+    paths[3].touch()
+    assert settled(peer)[0][:3] == [3, 12, "ack"]
+    one = peer.expect("reserve")
+    assert one["n"] == 1
+    peer.reply(one, jobs=[delivery(1, 13, "hold", path=str(paths[1]))])
+    until_begun(paths[1])
+    for job, fence in ((6, 14), (6, 15)):
+        request = peer.expect("reserve")
+        peer.reply(request, jobs=[[*delivery(job, fence, "hold", path=str(paths[6])), 1]])
+        if fence == 14:
+            assert request["n"] == 2
+            peer.send({"notice": "cancel", "leases": [[6, 14]]})
+            assert settled(peer) == [[6, 14, "nack", False]]
+    time.sleep(0.2)
+    program.signal(signal.SIGTERM)
+    assert settled(peer) == [[6, 15, "nack", False]] and not Path(f"{paths[6]}.begun").exists()
+    paths[1].touch()
+    assert settled(peer)[0][:3] == [1, 13, "ack"]
+    peer.reply(peer.expect("bye"))
+    assert program.end() == 0
+
+
 def test_more_than_a_first_frame_can_hold_is_left_out_of_the_hello(broker: ScriptedBroker, tmp_path: Path) -> None:
     (tmp_path / "many.py").write_text("from greenroom.tasks import register_task\nfor number in range(900):\n"
                                       "    register_task('very-' * 20 + f'long-name-{number}', print)\n")

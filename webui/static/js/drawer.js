@@ -130,6 +130,7 @@ function Facts({ job }) {
     ran && ["Ran", length(job.finished_at - job.started_at)],
     job.state !== "running" && gotTo(job) && ["Got to", html`<bdi>${gotTo(job)}</bdi>`],
     ["Attempts", `${count(job.attempt)}, of them failed ${count(job.failures)}, lost ${count(job.crashes)}`],
+    job.crashes > 0 && !job.finished_at && ["Suspect", "was lost before: a worker with threads runs it alone"],
     ["Requeued", `${count(job.requeues)} ${job.requeues === 1 ? "time" : "times"}`],
     ["Encoding", job.encoding],
   ].filter(Boolean);
