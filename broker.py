@@ -357,7 +357,10 @@ def _tune_garbage_collection() -> None:
     gc.set_threshold(2_000, 10, 10_000)
 
 
-def main(argv: list[str] | None = None) -> int:
+MakeBroker = Callable[[BrokerConfig, Clock, logs.LineWriter], Broker]
+
+
+def main(argv: list[str] | None = None, make: MakeBroker = Broker) -> int:
     """Run a broker until it is told to stop, or only look (--check); returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if "--check" in argv:
@@ -372,16 +375,16 @@ def main(argv: list[str] | None = None) -> int:
     gevent.get_hub().exception_stream = logs.ErrorStream()
     writing = ThreadPool(1).spawn(writer.run)
     try:
-        return _run(settings, writer)
+        return _run(settings, writer, make)
     finally:
         writer.finish()
         writing.wait(2.0)
 
 
-def _run(settings: BrokerConfig, writer: logs.LineWriter) -> int:
+def _run(settings: BrokerConfig, writer: logs.LineWriter, make: MakeBroker) -> int:
     _raise_file_limit()
     try:
-        broker = Broker(settings, Clock(), writer)
+        broker = make(settings, Clock(), writer)
         broker.start()
     except (ConfigError, StoreError) as exc:
         sys.stderr.write(f"broker.py: {exc}\n")

@@ -6,6 +6,7 @@ session.py runs it in a greenlet of the connection's own, the simulator in virtu
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Protocol
 
 from greenroom import __version__
@@ -225,6 +226,9 @@ class Conversations:
         self._conversations[conversation] = None
         return conversation
 
+    def __iter__(self) -> Iterator[Conversation]:
+        return iter(list(self._conversations))
+
     def forget(self, conversation: Conversation) -> None:
         """Take out one that is over."""
         del self._conversations[conversation]
@@ -247,7 +251,7 @@ class Conversations:
         swept_at, self._swept_at = self._swept_at, now
         if swept_at is not None and now - swept_at > SWEEP_S + STALL_S:
             return  # the hub stood still: what peers sent meanwhile is read first, before the next sweep
-        for conversation in list(self._conversations):
+        for conversation in self:
             late = self._is_late(conversation, now)
             if late is not None:
                 if conversation.is_open:
@@ -267,7 +271,7 @@ class Conversations:
 
     def announce_drain(self) -> None:
         """Tell every session that the broker is going away."""
-        for conversation in list(self._conversations):
+        for conversation in self:
             if conversation.session is not None:
                 conversation.notify({"notice": "drain", "reason": "broker"})
                 conversation.flush()

@@ -196,6 +196,11 @@ class Dispatch(Desk):
 
     # -- what the desk leaves to the pump -----------------------------------------------------------------------------------
 
+    def look_now(self) -> None:
+        """Let the timer look at once, and not be late: the clock was moved, nothing stood still."""
+        self._planned_at = self.now()
+        self._timer_wake.set()
+
     def replan(self) -> None:
         """See Desk."""
         due = self.engine.next_due()

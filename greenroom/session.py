@@ -129,7 +129,7 @@ class Sessions(Conversations):
         if self._sweeper is not None:
             self._sweeper.kill()
         deadline = self.desk.now() + within_s
-        for connection in list(self._conversations):
+        for connection in self:
             connection.stream.abort("the broker stops")
         while self._conversations and self.desk.now() < deadline:
             gevent.sleep(0.005)

@@ -1,6 +1,7 @@
 """For users' tests: a real broker and real workers as processes, with certificates and a store of their own, on free ports.
 
-Must not know pytest (greenroom/pytest_plugin.py). Processes are ended by their ids.
+Must not know pytest (greenroom/pytest_plugin.py). Processes are ended by their ids. The broker is started by an entry of its own
+(greenroom/testing_clock.py), so that the test can move its time.
 """
 
 from __future__ import annotations
@@ -9,23 +10,30 @@ import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from greenroom.client import Client
+from greenroom.clock import Clock
 from greenroom.errors import GreenroomError
+from greenroom.job import YEAR_S
 
 START_WITHIN_S = 30.0
 STOP_WITHIN_S = 10.0
+MOVE_WITHIN_S = 60.0
+MOST_MOVE_S = 100 * YEAR_S
 
 #: What a process prints is quoted up to so many characters.
 OUTPUT_CHARACTERS = 3_000
 
 # The module path of the test, so that the same modules are found; -P: no file of the user's folder comes before Python's own.
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from greenroom.run import {program}; {program}()"
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from {module} import {function}; {function}()"
 
 
 def make_certificates(folder: Path) -> Path:
@@ -71,12 +79,20 @@ class Program:
         """What it has printed, over all its starts."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def launch(self, flags: Sequence[str], is_ready: Callable[[], object]) -> None:
-        """Start it and wait until it is ready. Raises RuntimeError with what it printed if it ends, or takes longer than 30 s."""
-        command = [sys.executable, "-P", "-c", _BOOT.format(program=self._program), json.dumps(sys.path), *flags]
+    def launch(self, flags: Sequence[str], is_ready: Callable[[], object], *, entry: tuple[str, str] | None = None,
+               files: Sequence[int] = ()) -> None:
+        """Start it and wait until it is ready.
+
+        Args:
+            entry: module and function that begin it, None: the ordinary ones. files: descriptors that it gets besides.
+
+        Raises RuntimeError with what it printed if it ends, or takes longer than 30 s.
+        """
+        module, function = entry or ("greenroom.run", self._program)
+        command = [sys.executable, "-P", "-c", _BOOT.format(module=module, function=function), json.dumps(sys.path), *flags]
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                                             env=self._environment)
+                                             env=self._environment, pass_fds=files)
         deadline = time.monotonic() + START_WITHIN_S
         while not is_ready():
             if not self.is_running or time.monotonic() > deadline:
@@ -101,6 +117,70 @@ class Program:
             self._process.wait(STOP_WITHIN_S)
 
 
+class BrokerClock:
+    """The time of a LocalBroker, moved from the test. Clients and workers keep the real time: what falls due runs as soon as they get it.
+
+    A worker that is connected keeps what it holds, however far time is moved: it counts as heard all the while. What ends by time alone does
+    end: delays, pauses for a time, `expires_in`, run limits (`timeout`), leases that were given a deadline (`extend`), and the graces of
+    a worker that is gone or a broker that was started again.
+    """
+
+    def __init__(self) -> None:
+        self.moved_s = 0.0
+        self._clock = Clock()
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()  # one advance at a time
+
+    def now(self) -> float:
+        """Return the broker's time, in seconds since 1970: the real one, and what was added to it."""
+        return self._clock.now() + self.moved_s
+
+    def advance(self, seconds: float, *, silent: bool = False) -> None:
+        """Let time pass, and return when the broker has done what is due by then.
+
+        Args:
+            silent: no worker is heard meanwhile: leases end as if it had stood still.
+
+        Raises:
+            ValueError: a negative number, for time never steps back, or more than a hundred years.
+            RuntimeError: the broker does not run, or does not answer within 60 s.
+        """
+        if not 0 <= seconds <= MOST_MOVE_S:
+            raise ValueError("time never steps back" if seconds < 0 else "a clock is moved by at most a hundred years")
+        with self._lock:
+            if self._socket is None:
+                raise RuntimeError("the broker does not run")
+            try:
+                self._socket.sendall(json.dumps({"seconds": float(seconds), "silent": silent}).encode() + b"\n")
+                told = b""
+                while not told.endswith(b"\n"):
+                    told += self._socket.recv(4096) or _raise_gone()
+            except OSError as exc:
+                raise RuntimeError(f"the broker did not move its clock: {exc}") from exc
+            self.moved_s = json.loads(told)["moved_s"]
+
+    def set_time(self, at: float | datetime) -> None:
+        """Let it be this time, Unix seconds or a datetime, as `advance` would."""
+        self.advance((at.timestamp() if isinstance(at, datetime) else at) - self.now())
+
+    def connect(self) -> socket.socket:
+        """Make both ends of a new connection and return the broker's."""
+        self.close()
+        self._socket, other = socket.socketpair()
+        self._socket.settimeout(MOVE_WITHIN_S)
+        return other
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _raise_gone() -> bytes:
+    raise ConnectionError("it has ended")
+
+
 class LocalBroker(Program):
     """A broker of a test's own. `with LocalBroker(folder) as broker:` starts it, and stops it with its workers.
 
@@ -111,6 +191,7 @@ class LocalBroker(Program):
 
     Attributes:
         client: a Client of it. url, ca: for clients of your own. page: address of dashboard and REST API.
+        clock: moves its time.
     """
 
     def __init__(self, folder: Path, flags: Sequence[str] = (), *, certificates: Path | None = None) -> None:
@@ -125,6 +206,7 @@ class LocalBroker(Program):
         self.ca = str(self._certificates / "ca.crt")
         self.url = self.page = ""
         self.client: Client | None = None
+        self.clock = BrokerClock()
 
     def __enter__(self) -> LocalBroker:
         self.start()
@@ -139,7 +221,9 @@ class LocalBroker(Program):
         flags = ["--port", self._ports[0], "--web-port", self._ports[1], "--data", str(self._folder / "store"),
                  "--cert", str(pair / "server.crt"), "--key", str(pair / "server.key"), *self._flags]
         printed = len(self.output)
-        self.launch(flags, lambda: self._answers(printed))
+        with self.clock.connect() as end:
+            self.launch([str(end.fileno()), repr(self.clock.moved_s), *flags], lambda: self._answers(printed),
+                        entry=("greenroom.testing_clock", "main"), files=(end.fileno(),))
 
     def _answers(self, printed: int) -> bool:
         found = re.search(r"jobs: greenroom://\S+:(\d+).*?dashboard: (http://\S+:(\d+)/)", self.output[printed:], re.DOTALL)
@@ -181,3 +265,4 @@ class LocalBroker(Program):
         if self.client is not None:
             self.client.close()
         self.stop()
+        self.clock.close()

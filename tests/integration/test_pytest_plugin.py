@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
+from tests.processes import ROOT, until
 
 TASKS = '''
 import os, time
@@ -36,6 +36,12 @@ def third_time(context: Context) -> int:
         context.snooze(0.2)                      # no failure
     if context.attempt == 2:
         raise Retry(in_=0.2)                     # the first failure
+    return context.attempt
+
+@task(retries=1, backoff="fixed", backoff_base=3600.0)
+def fails_once(context: Context) -> int:
+    if context.attempt == 1:
+        raise OSError("not yet")
     return context.attempt
 
 @task
@@ -168,6 +174,123 @@ def test_a_broker_of_a_test_can_be_killed_and_started_again_and_its_workers_too(
             else:
                 raise AssertionError("it started")
     """)
+
+
+@pytest.mark.timeout(150)
+def test_the_time_of_a_real_broker_can_be_moved(tmp_path: Path) -> None:
+    run_tests(tmp_path, """
+        import time
+        from datetime import datetime, timezone
+        import pytest
+        from greenroom.errors import JobFailedError
+        from shop_tasks import double, fails_once, hold
+
+        HOUR, DAY = 3600.0, 86400.0
+
+        def test_what_waits_for_its_time(greenroom_broker):
+            clock, client = greenroom_broker.clock, greenroom_broker.client
+            began, at = time.monotonic(), clock.now()
+            later = double.using(delay=HOUR).enqueue(1)
+            never = double.using(expires_in=60).enqueue(2)
+            client.pause(task="hold", seconds=DAY, reason="until tomorrow")
+            clock.advance(HOUR - 1)
+            assert (later.status()["state"], never.status()["state"]) == ("scheduled", "expired")
+            clock.advance(1.0)
+            assert later.status()["state"] == "queued" and 0 <= later.status()["submitted_at"] - at < 60
+            assert len(client.pauses()) == 1
+            clock.advance(DAY)
+            assert client.pauses() == [] and abs(clock.now() - at - HOUR - DAY) < 60
+            assert client.get([never.id])[0]["finished_at"] - at < 61 + 60  # it found its own time, not the end of the hour
+
+            with pytest.raises(ValueError, match="never steps back"):
+                clock.advance(-1)
+            with pytest.raises(ValueError, match="a hundred years"):
+                clock.advance(float("nan"))
+            with pytest.raises(ValueError):
+                clock.set_time(at)
+            greenroom_broker.kill()
+            with pytest.raises(RuntimeError, match="did not move its clock"):
+                clock.advance(1)
+            greenroom_broker.start()
+            assert double.enqueue(3).status()["submitted_at"] - at > DAY  # it is as late as it was
+            assert time.monotonic() - began < 25
+
+        def test_schedules_of_both_kinds(greenroom_broker):
+            clock, client = greenroom_broker.clock, greenroom_broker.client
+            clock.set_time(datetime(2031, 5, 3, 11, 50, tzinfo=timezone.utc))
+            client.schedule("noon", "double", {"number": 1}, cron="0 12 * * *", timezone="UTC")
+            client.schedule("often", "double", {"number": 2}, every="10m", overlap="queue")
+            clock.advance(0.5 * HOUR + 1)
+            by_name = {schedule["name"]: schedule for schedule in client.schedules()}
+            assert (by_name["noon"]["runs"], by_name["often"]["runs"]) == (1, 3)
+            [noon] = [view for view in client.jobs() if view["id"] == by_name["noon"]["last_job"]]
+            assert abs(noon["submitted_at"] - datetime(2031, 5, 3, 12, tzinfo=timezone.utc).timestamp()) < 1
+            client.delete_schedule("often")
+            clock.advance(3 * DAY)
+            [noon] = client.schedules()
+            assert (noon["runs"] + noon["skipped"], noon["next_at"] > clock.now()) == (4, True)
+
+        def test_retries_run_limits_and_leases(greenroom_broker):
+            broker, clock, client = greenroom_broker, greenroom_broker.clock, greenroom_broker.client
+            worker = broker.start_worker("shop_tasks", concurrency=3)
+            tried = fails_once.enqueue()
+            kept, limited = hold.enqueue(60.0), hold.using(timeout=2 * HOUR, retries=0).enqueue(60.0)
+
+            def until(handle, state, attempt):
+                until_s = time.monotonic() + 20
+                while (handle.status()["state"], handle.status()["attempt"]) != (state, attempt):
+                    assert time.monotonic() < until_s, handle.status()
+                    time.sleep(0.01)
+
+            until(tried, "scheduled", 1)            # it failed
+            until(kept, "running", 1)
+            until(limited, "running", 1)
+            clock.advance(HOUR)
+            assert tried.result(30) == 2
+            assert (limited.status()["state"], kept.status()["state"]) == ("running", "running")
+            clock.advance(HOUR)
+            assert limited.status()["error"]["name"] == "TimeoutError"
+            clock.advance(30 * DAY)
+            assert (kept.status()["state"], kept.status()["attempt"], worker.is_running) == ("running", 1, True)
+            clock.advance(16.0, silent=True)        # longer than a lease
+            assert (kept.status()["crashes"], kept.status()["state"] in ("queued", "running")) == (1, True)
+            assert [run["outcome"] for run in client.runs(kept.id)] == ["expired"]
+
+            worker.kill()
+            broker.kill()                           # its restart grace would take a minute
+            broker.start()
+            clock.advance(61)
+            assert kept.status()["state"] == "queued"
+            assert "stood still" not in broker.output and "Traceback" not in broker.output
+    """)
+
+
+def test_no_other_entry_of_the_broker_has_a_clock_to_move() -> None:
+    """What moves it is imported by nobody, and its arguments mean nothing to the broker."""
+    script = "import sys, greenroom.broker, greenroom.run, greenroom.worker; print([n for n in sys.modules if 'testing' in n])"
+    done = subprocess.run([sys.executable, "-c", f"from greenroom.patching import patch_all; patch_all(); {script}"],
+                          capture_output=True, text=True, timeout=60, cwd=ROOT)
+    refused = subprocess.run([sys.executable, "broker.py", "3", "0.0"], capture_output=True, text=True, timeout=60, cwd=ROOT)
+
+    assert done.stdout.strip() == "[]", done.stderr
+    assert refused.returncode == 2
+
+
+def test_a_broker_of_a_test_ends_when_the_test_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text(textwrap.dedent("""
+        import os, pathlib, sys
+        from greenroom.testing_broker import LocalBroker
+
+        broker = LocalBroker(pathlib.Path(sys.argv[1]))
+        broker.start()
+        print(broker.pid, flush=True)
+        os._exit(0)
+    """))
+    done = subprocess.run([sys.executable, "leaves.py", str(tmp_path / "b")], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    assert done.stdout, done.stderr
+    until(lambda: "stopped" in (tmp_path / "b/broker.log").read_text(), "it has stopped")
 
 
 def test_a_test_run_that_is_interrupted_ends_its_processes(tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ LEVELS: list[list[str]] = [
     ["desk", "dispatch", "schedule_runs", "checkup", "client", "client_cli", "client_cli_schedules", "client_backup", "client_demo", "client_events", "client_event_cli",
      "client_filters", "client_jobs", "client_logs", "client_schedules", "client_submits", "client_waits", "client_controls", "client_control_cli", "report_sender", "worker_options"],
     ["figures", "metrics", "verb_parts", "matching", "control_verbs", "bulk_verbs", "log_verbs", "event_verbs", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
-    ["worker", "broker", "demo", "testing", "testing_steering", "testing_broker", "pytest_plugin"],
+    ["worker", "broker", "demo", "testing", "testing_steering", "testing_broker", "testing_clock", "pytest_plugin"],
     ["run"],
 ]
 
 #: Library -> the modules that may import it.
 ONLY_IN = {
-    "gevent": {"dispatch", "session", "stream", "accepts", "listener", "webui.server", "webui.live", "webui.job_events", "broker", "patching", "pools"},
+    "gevent": {"dispatch", "session", "stream", "accepts", "listener", "webui.server", "webui.live", "webui.job_events", "broker", "patching", "pools", "testing_clock"},
     "bottle": {"webui.*"},
     "msgpack": {"protocol"},
     "apsw": {"stores.sqlite*"},
@@ -40,7 +40,7 @@ ONLY_IN = {
 }
 
 #: Modules that may import a library only where it is needed, inside a function.
-LATE = {("pools", "gevent")}
+LATE = {("pools", "gevent"), ("testing_clock", "gevent")}
 
 #: (module, module above it) that may be imported where it is needed, inside a function: see the comment there.
 LATE_UPWARD = {("default_client", "client")}
