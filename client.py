@@ -21,6 +21,7 @@ from greenroom import __version__
 from greenroom.client_backup import Backup, Progress, fetch_backup
 from greenroom.client_controls import Controls
 from greenroom.client_events import EventStream, wanted_fields
+from greenroom.client_failures import FailureCalls
 from greenroom.client_jobs import pack_payload, wire_job
 from greenroom.client_filters import bulk, wire_filter
 from greenroom.client_logs import MOST_WAIT_S, read_lines
@@ -119,7 +120,7 @@ def _handle(client: Client, outcome: int | Duplicate) -> Handle:
     return Handle(client, outcome) if isinstance(outcome, int) else Handle(client, outcome.job, is_duplicate=True)
 
 
-class Client(Controls, ScheduleCalls):
+class Client(Controls, ScheduleCalls, FailureCalls):
     """A connection to a broker, made at the first use and made again when it is lost. Share one among threads or greenlets.
 
     The first connection must succeed at once, so that a wrong address is told and not waited for. Later a broker that

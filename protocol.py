@@ -432,6 +432,7 @@ VERBS: dict[str, tuple[Field, ...]] = {
         Field("filter", _map), Field("state", _word(*STATE_BY_LABEL)), Field("queue", check_name), Field("task", check_name),
         Field("worker", check_name), Field("before", _integer(1, NUMBER_LIMIT)), Field("limit", _integer(1, 1000), 50),
         Field("payload", check_flag, False)),
+    "failures": (Field("filter", _map), Field("queue", check_name), Field("task", check_name), Field("before", _integer(1, NUMBER_LIMIT))),
     "queues": (),
     "workers": (),
     "stats": (),

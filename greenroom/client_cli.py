@@ -186,6 +186,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bulk_flags(command("delete", do_delete, "delete finished jobs for good"))
     retry = command("retry", do_retry, "let jobs run again that failed, were cancelled or expired")
     _add_bulk_flags(retry)
+    retry.add_argument("--group", metavar="FINGERPRINT", help="all that failed alike, see the command failures; with --canary, --yes or --dry-run")
+    retry.add_argument("--canary", action="store_true", help="with --group: the newest first, the others once it has completed")
     retry.add_argument("--failed", action="store_true", help="all that failed; with --queue and --task only those of them")
     for name in ("queue", "task"):
         retry.add_argument(f"--{name}", metavar="NAME")
@@ -194,14 +196,16 @@ def build_parser() -> argparse.ArgumentParser:
     # Not above: they stand on this module.
     from greenroom.client_control_cli import add_commands
     from greenroom.client_event_cli import add_events_command
+    from greenroom.client_failure_cli import add_failures_command
     add_commands(command)
     add_events_command(command)
+    add_failures_command(command)
     command("workers", do_workers, "list workers")
     command("stats", do_stats, "show the broker's counts")
     backup = command("backup", do_backup, "copy the broker's store into a file, while it runs")
     backup.add_argument("file", metavar="FILE")
     backup.add_argument("--force", action="store_true", help="replace a file that is there")
-    add_schedule_commands(command, Ways(payload, _positive, readable))
+    add_schedule_commands(command, Ways(payload, positive, readable))
     command("demo", do_demo, "show that an urgent job overtakes a waiting one")
     return top
 
@@ -217,7 +221,7 @@ def _add_looks(command: Callable[..., argparse.ArgumentParser]) -> None:
     jobs.add_argument("--state", choices=list(STATE_BY_LABEL))
     for name in ("queue", "task", "worker"):
         jobs.add_argument(f"--{name}", metavar="NAME")
-    jobs.add_argument("-n", type=_positive, default=50, metavar="COUNT", help="at most so many, default 50")
+    jobs.add_argument("-n", type=positive, default=50, metavar="COUNT", help="at most so many, default 50")
 
 
 def _add_common(parser: argparse.ArgumentParser, *, is_top: bool) -> None:
@@ -353,6 +357,13 @@ def do_retry(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`retry`: print what became of each, of those given or of all that failed."""
     if (args.queue or args.task) and not args.failed or (args.failed and args.filter is not None):
         raise ConfigError("give ids, or --filter, or --failed with or without --queue and --task")
+    if args.group is None and args.canary or (args.group is not None and (args.filter is not None or args.failed or args.ids)):
+        raise ConfigError("give --group, with or without --canary, or ids, --filter or --failed")
+    if args.group is not None:
+        if args.canary and not args.dry_run:
+            from greenroom.client_failure_cli import retry_group
+            return retry_group(client, args, output)
+        args.filter = {"state": "failed", "fingerprint": args.group}
     _check_target(args, is_said=args.failed or args.filter is not None)
     if args.filter is not None:
         return _on_all(client, args, output, "retry")
@@ -510,7 +521,8 @@ def job_id(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Return a count given as an argument."""
     if not text.isascii() or not text.isdigit() or not 1 <= len(text) <= 9 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
     return int(text)

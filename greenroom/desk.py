@@ -58,6 +58,7 @@ class Desk:
         free_bytes: what the disk has left, None: unknown.
         lag: how late timers come; the more, the longer something held the hub.
         commit_time, batch_rows: how long COMMITs take, and how many rows are in one.
+        groupings: how many requests put failed jobs together just now (failure_verbs.py).
         outside: set by the program: what only it knows of itself, for `stats`.
     """
 
@@ -85,6 +86,7 @@ class Desk:
         self._recent_before: dict[int, Job] = {}  # the generation before; dropping a whole one is cheaper than one by one
         self._recent_bytes = 0
         self._loading_ids = 0
+        self.groupings = 0
         self._waits_for_units = False  # the cycle wants to close the batch
 
     def restore(self, restored: Restored, grace_s: float) -> None:

@@ -17,14 +17,14 @@ MAX_CHARACTERS = 1000
 _PART = re.compile(r"""(?:(?P<key>[a-z]+)(?P<sign>[:<>]))?(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^\s"]*))(?=\s|$)""")
 _SPAN = re.compile(r"-(\d{1,9}(?:\.\d{1,6})?)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_NAMES = ("queue", "task", "worker", "error")
+_NAMES = ("queue", "task", "worker", "error", "fingerprint")
 _TIMES = ("created", "finished")
 
 
 def filter_from_text(text: str, now: float) -> dict[str, object]:
     """Turn what a person wrote into a filter as the wire has it, checked.
 
-    Conditions are `key:value` (state, several with commas between; queue, task, worker, error, text; id, one or `10-20`) and
+    Conditions are `key:value` (state, several with commas between; queue, task, worker, error, fingerprint, text; id, one or `10-20`) and
     `created`, `finished` and `id` with > or <. Times are seconds since 1970, ISO (without a zone: UTC) or `-2h` (s, m, h, d): so long
     before now. Words without a key are looked for as one text; quotes keep blanks and signs together, a backslash in them any character.
 

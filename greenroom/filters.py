@@ -5,10 +5,12 @@ Pure. Must not know where jobs are kept: stores turn a Filter into statements of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from greenroom.errors import InvalidError
+from greenroom.failures import FINGERPRINT_CHARS, fingerprint
 from greenroom.job import MOST_TIME, NUMBER_LIMIT, STATE_BY_LABEL, Job, State, check_name, is_number
 
 #: Characters of a text that is looked for.
@@ -31,6 +33,7 @@ class Filter(NamedTuple):
     finished_before: float | None = None
     id_from: int | None = None
     id_to: int | None = None  # this one too
+    fingerprint: str | None = None  # of the latest error, see failures.py
     text: str | None = None  # in payload, result or error; A to Z count as a to z
 
     @property
@@ -55,7 +58,9 @@ class Filter(NamedTuple):
             return False
         if self.error is not None and (job.error is None or job.error.get("name") != self.error):
             return False
-        return self._fits_numbers(job) and (self.text is None or not looks_for_text or self._has_text(job))
+        if not self._fits_numbers(job) or (self.fingerprint is not None and not self.is_alike(job)):
+            return False
+        return self.text is None or not looks_for_text or self._has_text(job)
 
     def _fits_task(self, task: str) -> bool:
         prefix = self.task_prefix
@@ -65,6 +70,10 @@ class Filter(NamedTuple):
         return (_is_between(self.created_after, job.submitted_at, self.created_before)
                 and _is_between(self.finished_after, job.finished_at, self.finished_before)
                 and (self.id_from is None or job.id >= self.id_from) and (self.id_to is None or job.id <= self.id_to))
+
+    def is_alike(self, job: Job) -> bool:
+        """Tell whether the latest error of a job has the fingerprint that is asked for."""
+        return job.error is not None and fingerprint(job.task, job.error) == self.fingerprint
 
     def _has_text(self, job: Job) -> bool:
         needle = self.needle
@@ -126,11 +135,17 @@ def _check_id(value: object) -> int:
     return value
 
 
+def _check_fingerprint(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{FINGERPRINT_CHARS}}}", value):
+        raise ValueError(f"must be {FINGERPRINT_CHARS} hexadecimal characters, as failures has them")
+    return value
+
+
 #: Field of a filter on the wire -> its check, which raises ValueError with the end of the sentence. In the order of Filter.
 CHECKS: dict[str, Callable[[object], object]] = {
     "state": _check_states, "queue": check_name, "task": _check_task, "worker": check_name, "error": _check_text(128),
     "created_after": _check_time, "created_before": _check_time, "finished_after": _check_time, "finished_before": _check_time,
-    "id_from": _check_id, "id_to": _check_id, "text": _check_text(MAX_TEXT),
+    "id_from": _check_id, "id_to": _check_id, "fingerprint": _check_fingerprint, "text": _check_text(MAX_TEXT),
 }
 
 

@@ -16,7 +16,7 @@ def filter_of(fields: dict[str, object]) -> Filter:
     """Return the filter of a request for a list. Raises InvalidError that names the condition."""
     given = dict(fields["filter"] or {})
     for name in SHORT_FORMS:
-        if fields[name] is not None:
+        if fields.get(name) is not None:
             if given.get(name) is not None:
                 raise InvalidError(f"{name} is in the filter too", field=name)
             given[name] = fields[name]

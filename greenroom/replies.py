@@ -88,6 +88,16 @@ def _is_view(value: object) -> bool:
             and isinstance(value.get("result"), bytes | None) and isinstance(value.get("payload"), bytes | None))
 
 
+def _is_group(value: object) -> bool:
+    return (isinstance(value, dict) and all(_is_text(value.get(name)) for name in ("fingerprint", "task", "error", "place", "message"))
+            and all(_is_number(value.get(name)) for name in ("count", "newest")) and _is_size(value.get("workers_total"))
+            and isinstance(value.get("workers"), list) and isinstance(value.get("jobs"), list))
+
+
+def _is_scanned(value: object) -> bool:
+    return isinstance(value, dict) and _is_size(value.get("jobs"))
+
+
 def _is_delivery(value: object) -> bool:
     if not isinstance(value, list) or len(value) < 8:
         return False
@@ -142,6 +152,7 @@ REPLIES: dict[str, dict[str, Check]] = {
     "report": {"outcomes": _each(_is_outcome)},
     "extend": {"outcomes": _each(_is_outcome)},
     "jobs": {"jobs": _each(_is_view), "next": _left_out_or(_is_number)},
+    "failures": {"groups": _each(_is_group), "groups_total": _is_size, "scanned": _is_scanned, "next": _left_out_or(_is_number)},
     "queues": {"queues": _each(_is_map)},
     "workers": {"workers": _each(_is_map)},
     "stats": {},

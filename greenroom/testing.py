@@ -76,7 +76,7 @@ class LocalJob:
         view = {"id": self.id, "task": self.task, "queue": self.option("queue"), "priority": self.option("priority"),
                 "state": self.state, "submitted_at": self.submitted_at, "run_at": self.run_at, "started_at": self.started_at,
                 "finished_at": self.finished_at, "worker": "local" if self.attempt else None, "attempt": self.attempt, "crashes": 0,
-                "requeues": 0, "cancel_requested": False, "payload_bytes": len(self.payload),
+                "requeues": 0, "failures": self.failures, "cancel_requested": False, "payload_bytes": len(self.payload),
                 "result_bytes": len(self.result or b""), "encoding": self.encoding, "result": self.result,
                 "result_encoding": None if self.result is None else "msgpack", "error": self.error}
         if self.progress is not None:

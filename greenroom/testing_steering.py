@@ -13,6 +13,7 @@ from greenroom.client import Client
 from greenroom.client_jobs import wire_job
 from greenroom.errors import ConflictError, FinishedError, GreenroomError, InvalidError, NotFoundError
 from greenroom.job import RETRYABLE_STATES
+from greenroom.testing_failures import LocalFailures, wanted_of
 
 if TYPE_CHECKING:
     from greenroom.testing import LocalJob
@@ -21,7 +22,7 @@ WAITING = ("queued", "scheduled")
 RETRYABLE = tuple(state.label for state in RETRYABLE_STATES)
 
 
-class LocalSteering:
+class LocalSteering(LocalFailures):
     """See the module."""
 
     submitted: list[LocalJob]
@@ -126,14 +127,11 @@ class LocalSteering:
 
     # -- watching -----------------------------------------------------------------------------------------------------------
 
-    def jobs(self, *, state: str | None = None, queue: str | None = None, task: str | None = None, worker: str | None = None,
-             limit: int | None = None, payload: bool = False) -> Iterator[dict]:
+    def jobs(self, filter: str | dict | None = None, *, state: str | None = None, queue: str | None = None, task: str | None = None,
+             worker: str | None = None, limit: int | None = None, payload: bool = False) -> Iterator[dict]:
         """Yield views of jobs, newest first, as Client.jobs."""
-        asked = {"state": state, "queue": queue, "task": task, "worker": worker}
-        wanted = {name: value for name, value in asked.items() if value is not None}
-        views = (job.view(payload=payload) for job in reversed(list(self.submitted)))
-        found = (view for view in views if all(view[name] == value for name, value in wanted.items()))
-        yield from (view for view, _ in zip(found, range(len(self.submitted) if limit is None else limit)))
+        found = self._fitting(wanted_of(filter, self.now(), state=state, queue=queue, task=task, worker=worker))
+        yield from (job.view(payload=payload) for job in found[:limit])
 
     def logs(self, job_id: int, *, after: int = 0, follow: bool = False) -> Iterator[dict]:
         """Yield the lines of a job's log that there are, as Client.logs; with `follow` too: nothing runs meanwhile."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 
-from greenroom import bulk_verbs, control_verbs, event_verbs, figures, log_verbs, schedule_verbs, views
+from greenroom import bulk_verbs, control_verbs, event_verbs, failure_verbs, figures, log_verbs, schedule_verbs, views
 from greenroom.batches import Budget
 from greenroom.desk import Desk
 from greenroom.engine import Engine
@@ -354,6 +354,6 @@ def _ping(desk: Desk, caller: Caller, request: Request) -> None:
 HANDLERS: dict[str, Callable[[Desk, Caller, Request], None]] = {
     "submit": _submit, "cancel": _cancel, "retry": _retry, "runs": _runs, "get": _get, "wait": _wait, "reserve": _reserve, "settle": _settle,
     "heartbeat": _heartbeat, "extend": _extend, "jobs": _jobs, "queues": _queues, "workers": _workers, "stats": _stats,
-    "backup": _backup, "ping": _ping, **control_verbs.HANDLERS, **bulk_verbs.HANDLERS, **schedule_verbs.HANDLERS, **log_verbs.HANDLERS,
-    **event_verbs.HANDLERS,
+    "backup": _backup, "ping": _ping, **control_verbs.HANDLERS, **bulk_verbs.HANDLERS, **failure_verbs.HANDLERS, **schedule_verbs.HANDLERS,
+    **log_verbs.HANDLERS, **event_verbs.HANDLERS,
 }

@@ -18,7 +18,6 @@ from greenroom.errors import GreenroomError, InternalError, from_wire
 from greenroom.filter_text import filter_from_text
 from greenroom.job import NUMBER_LIMIT, OPTIONS, STATE_BY_LABEL
 from greenroom.webui import shapes
-from greenroom.webui.api_failures import FailureRoutes
 from greenroom.webui.api_schedules import ScheduleRoutes
 from greenroom.webui.answers import JSON_TYPE, Refused, dump_json, error_answer
 from greenroom.webui.http_head import MAX_BODY_BYTES
@@ -61,7 +60,7 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/jobs/<number>/retry", api.retry, "POST")
     route("/api/jobs/<number>/delete", api.delete, "POST")
     route("/api/jobs/<number>/runs", api.runs)
-    FailureRoutes(call, _query, _integer).add(route)
+    route("/api/failures", api.failures)
     ScheduleRoutes(call, _query, _body, _integer, SUBMIT_FIELDS).add(route)
     route("/api/jobs/<number>/change", api.change, "POST")
     route("/api/jobs/<number>/explain", api.explain_job)
@@ -221,6 +220,14 @@ class _Api:
                 raise Refused("INVALID", "q must be a text", field="q")
             body["filter"] = filter_from_text(body.pop("q"), Clock().now())
         return _without_id(self._call("bulk", body))
+
+    def failures(self) -> dict:
+        fields: dict[str, object] = dict(_query("q", "task", "queue", "before"))
+        if "before" in fields:
+            fields["before"] = _integer("before", fields["before"], NUMBER_LIMIT - 1)
+        if "q" in fields:
+            fields["filter"] = filter_from_text(fields.pop("q"), Clock().now())
+        return _without_id(self._call("failures", fields))
 
     def runs(self, number: str) -> dict:
         _no_query()

@@ -6,6 +6,7 @@ It gets a `Query`, which runs one statement and turns the library's errors into 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 
 from greenroom.errors import StoreError
@@ -13,7 +14,7 @@ from greenroom.filters import EVERY, Filter
 from greenroom.job import Job, Run, State
 from greenroom.records import LaneCounts, LogLine, Lost, StoredSchedule
 from greenroom.stores.extras import take_extras
-from greenroom.stores.sqlite_search import WHOLE_PAYLOAD, WHOLE_RESULT, Query, Search
+from greenroom.stores.sqlite_search import SCAN_S, WHOLE_PAYLOAD, WHOLE_RESULT, Query, Search
 from greenroom.stores.sums import StructError, data_sum, record_sum, row_sum, run_sum, schedule_sum
 from greenroom.unique import Taken
 
@@ -32,6 +33,10 @@ JOB_COLUMNS_WHOLE_PAYLOAD = JOB_COLUMNS.replace("jobs.payload,", f"{WHOLE_PAYLOA
 
 #: Ids bound by one statement's list; longer lists are asked for in pieces.
 IDS_PER_QUERY = 500
+
+#: Rows looked at between two looks at the time, to find those that failed alike, and jobs counted in one look, for they lie in memory.
+ALIKE_ROWS = 100
+ALIKE_COUNTED = 200
 
 #: The latest runs of a job that are shown.
 MOST_RUNS = 100
@@ -190,11 +195,31 @@ class SqliteReader:
 
     def page(self, wanted: Filter = EVERY, *, before: int | None, limit: int) -> tuple[list[Job], int | None]:
         """Return jobs newest first, and where the next page begins; see greenroom.stores.Reader."""
+        if wanted.fingerprint is not None:
+            return self._alike(wanted, before, limit)
         rows, following = Search(self._query, wanted, before).page(JOB_COLUMNS, limit)
         return [job_from_row(row) for row in rows], following
 
+    def _alike(self, wanted: Filter, before: int | None, limit: int) -> tuple[list[Job], int | None]:
+        """Return a page of jobs that failed alike: which ones did is no question for SQL, so rows with an error come out, a few at a time."""
+        found: list[Job] = []
+        began = time.perf_counter()
+        while True:
+            rows, before = Search(self._query, wanted, before).page(JOB_COLUMNS, ALIKE_ROWS)
+            for row in rows:
+                job = job_from_row(row)
+                if wanted.is_alike(job):
+                    found.append(job)
+                    if len(found) == limit:
+                        return found, job.id
+            if before is None or time.perf_counter() - began > SCAN_S:
+                return found, before
+
     def count(self, wanted: Filter, before: int | None) -> tuple[int, int | None]:
         """Return how many jobs fit, and before which id nothing was looked at; see greenroom.stores.Reader."""
+        if wanted.fingerprint is not None:
+            found, following = self._alike(wanted, before, ALIKE_COUNTED)
+            return len(found), following
         return Search(self._query, wanted, before).count()
 
     def runs(self, job_id: int) -> list[Run]:

@@ -52,6 +52,7 @@ _CONDITIONS = {
     "created_after": "jobs.submitted_at >= :created_after", "created_before": "jobs.submitted_at < :created_before",
     "finished_after": "jobs.finished_at >= :finished_after", "finished_before": "jobs.finished_at < :finished_before",
     "error": "CASE WHEN json_valid(jobs.error) THEN jobs.error ->> '$.name' = :error ELSE 0 END",
+    "fingerprint": "jobs.error IS NOT NULL",  # the rest needs Python: see sqlite_reader.py
     "text": _HAS_TEXT,  # last: it is the dearest
 }
 

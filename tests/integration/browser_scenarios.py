@@ -484,6 +484,9 @@ def failures_are_grouped_and_one_is_tried_first(visit: Visit) -> None:
     assert len(groups) == 2 and "TimeoutError" in groups[0] and "tasks.py in flaky" in groups[0], groups
     assert page.inner_text("tr[data-group] .num >> nth=0") == str(len(flaky))
     page.wait_for_selector(f"#scanned:has-text('All {visit.facts['total']} failed jobs.')")
+    page.click("tr[data-group] .num a >> nth=0")
+    wait_jobs(page, flaky[::-1])
+    at(visit, "#/failures")
 
     page.click("tr:has-text('BadPayloadError') button:has-text('Retry one first')")
     page.wait_for_selector(".first.tone-bad:has-text('It failed again. BadPayloadError')")

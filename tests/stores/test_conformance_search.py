@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from greenroom.failures import fingerprint
 from greenroom.filters import EVERY, Filter
 from greenroom.job import FINISHED_STATES, SMALL_BYTES, Job, Run, State
 from greenroom.records import LogLine, Lost
@@ -98,6 +99,10 @@ def test_pages_go_from_newest_to_oldest_and_filters_combine(house: House) -> Non
     for text in texts:
         check(text=text)
         check(text=text, states=frozenset({State.FAILED}))
+    for job in [job for job in jobs if job.state is State.FAILED][:3]:
+        check(fingerprint=fingerprint(job.task, job.error))
+        check(fingerprint=fingerprint(job.task, job.error), states=frozenset({State.FAILED}), queue="a", text="apple")
+    check(fingerprint="0" * 16)
     assert walk_pages(house, text="message") == [] and walk_pages(house, text="APPLE") != [], "names of fields are no text of the job"
     assert walk_pages(house, queue="none") == walk_pages(house, task="x*") == walk_pages(house, states=UNFINISHED, queue="none") == []
     assert walk_pages(house, states=frozenset({State.RUNNING})) == walk_pages(house, states=frozenset({State.QUEUED})), "recorded as queued"

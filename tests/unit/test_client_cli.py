@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from greenroom import tables
-from greenroom.client_cli import build_parser, readable
+from greenroom.client_cli import Output, build_parser, readable
 from greenroom.client_demo import free_slots
+from greenroom.client_failures import GroupRetry
 from greenroom.protocol import pack_value
 from tests.scripted import ROOT, Peer, Program, ScriptedBroker, make_certificates
 
@@ -58,6 +59,8 @@ def answered(broker: ScriptedBroker, *answers: tuple[str, dict]) -> Peer:
 
 
 FAILED = view(7, "failed", error={"name": "ValueError", "message": "bad\x1b[31m", "traceback": ""}) | {"result": None}
+BULK_SUMS = {"matched": 3, "done": 0, "refused": 0, "why": None, "exact": True, "scanned_to": 1}
+BULK = {**BULK_SUMS, "next": None}
 NOT_FOUND = {"id": 9, "error": {"code": "NOT_FOUND", "message": "no job 9"}}
 
 
@@ -79,6 +82,13 @@ NOT_FOUND = {"id": 9, "error": {"code": "NOT_FOUND", "message": "no job 9"}}
     (["workers", "-o", "json"], [("workers", {"workers": []})], 0, []),
     (["jobs", "state:failed id<9", "-n", "1", "-o", "json"], [("jobs", {"jobs": [], "next": None, "scanned_to": 1})], 0, []),
     (["jobs", "-n", "1"], [("jobs", {"jobs": [view(7, result=b"\xff")], "next": None})], 0, None),
+    (["failures", "-o", "json"], [("failures", {"groups": [], "groups_total": 0, "scanned": {"jobs": 0, "newest": None, "oldest": None}, "next": None})],
+     0, []),
+    (["failures", "0" * 16], [("jobs", {"jobs": [], "next": None})], 5, ""),
+    (["retry", "--group", "0" * 16, "--canary"], [("jobs", {"jobs": [], "next": None})], 5, ""),
+    (["retry", "--group", "0" * 16, "--canary", "-o", "table"], [("jobs", {"jobs": [FAILED], "next": None}), ("retry", {"outcomes": ["queued"]}),
+     ("wait", {"jobs": [FAILED]})], 1, "job 7 failed again (ValueError: bad\\x1b[31m): the others were not retried"),
+    (["retry", "--group", "0" * 16, "--canary", "--dry-run", "-o", "json"], [("bulk", BULK)], 0, BULK_SUMS),
     (["demo"], [("workers", {"workers": []})], 7, None),
 ])
 def test_each_command_prints_its_data_and_ends_with_its_code(broker: ScriptedBroker, start: Callable[..., Program],
@@ -93,6 +103,16 @@ def test_each_command_prints_its_data_and_ends_with_its_code(broker: ScriptedBro
     elif printed is not None:
         assert json.loads(text) == printed
     assert not any("Traceback" in line or "\x1b" in line for line in program.lines + program.errors)
+
+
+@pytest.mark.parametrize(("outcome", "refused", "code"), [("retried", 0, 0), ("retried", 2, 7), ("failed", 0, 1), ("timeout", 0, 6)])
+def test_a_group_of_which_one_is_tried_first_ends_with_a_code_for_what_became_of_it(outcome: str, refused: int, code: int) -> None:
+    class Some:
+        def retry_group(self, fingerprint: str, *, timeout: float) -> GroupRetry:
+            return GroupRetry(fingerprint, outcome, 7, "completed", 3, refused, f"within {timeout:g} s")
+
+    args = build_parser().parse_args(["retry", "--group", "f" * 16, "--canary"])
+    assert args.command(Some(), args, Output("json")) == code
 
 
 def test_a_list_shows_today_s_times_alone_and_a_refused_cancel_names_its_job_once(broker: ScriptedBroker,
@@ -119,7 +139,8 @@ def test_lists_are_one_object_a_line_when_piped_with_bytes_as_base64(broker: Scr
     [], ["submt"], ["submit"], ["submit", "t", "{n: 1}"], ["submit", "t", "NaN"], ["submit", "t", '{"$base64": "?"}'],
     ["submit", "t", "-p", "11"], ["submit", "t", "--prio", "1"], ["submit", "a b"], ["submit", "t", "--run-at", "noon"], ["get"],
     ["get", "x"], ["get", "0"], ["jobs", "--state", "lost"], ["jobs", "state:lost"], ["jobs", "a:b"], ["jobs", "-n", "0"], ["stats", "--timeout", "0"],
-    ["stats", "--url", "http://x"], ["stats", "--ca", "/nowhere"], ["stats", "-o", "xml"]])
+    ["failures", "x"], ["failures", "-n", "0"], ["retry", "--canary"], ["retry", "--canary", "7"], ["retry", "--group", "x", "--canary"],
+    ["retry", "--group", "0" * 16, "7"], ["retry", "--group", "0" * 16, "--failed"], ["stats", "--url", "http://x"], ["stats", "--ca", "/nowhere"], ["stats", "-o", "xml"]])
 def test_wrong_use_ends_with_2_and_a_sentence(broker: ScriptedBroker, start: Callable[..., Program], arguments: list[str]) -> None:
     program = start(*arguments)
     if arguments[-2:] in (["-p", "11"], ["submit", "a b"]):

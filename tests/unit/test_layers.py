@@ -15,16 +15,16 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS: list[list[str]] = [
     ["errors", "clock", "needs", "own_process", "patching"],
     ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "suspects", "retries", "expiry", "unique", "distributions", "tally",
-     "pauses", "paces", "schedule_limits", "recurrence", "job_log", "events", "filters", "filter_text"],
+     "pauses", "paces", "schedule_limits", "recurrence", "job_log", "events", "failures", "filters", "filter_text"],
     ["groups", "sessions", "effects", "leases", "deadlines", "controls", "engine", "gates", "views", "waits", "submit_options", "default_client", "task_outcomes",
      "task_functions", "context", "run_reports", "tasks", "schedules"],
     ["stores.*", "logs", "tables"],
     ["protocol"],
     ["config", "tls", "tls_pipe", "endpoint", "batches", "pool_child", "pools", "replies", "link", "stream", "accepts", "backups", "subscriptions"],
     ["desk", "dispatch", "schedule_runs", "checkup", "client", "client_cli", "client_cli_schedules", "client_backup", "client_demo", "client_events", "client_event_cli",
-     "client_filters", "client_jobs", "client_logs", "client_schedules", "client_submits", "client_waits", "client_controls", "client_control_cli", "report_sender", "worker_options"],
-    ["figures", "metrics", "verb_parts", "matching", "control_verbs", "bulk_verbs", "log_verbs", "event_verbs", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
-    ["worker", "broker", "demo", "testing", "testing_steering", "testing_broker", "testing_clock", "pytest_plugin"],
+     "client_failures", "client_failure_cli", "client_filters", "client_jobs", "client_logs", "client_schedules", "client_submits", "client_waits", "client_controls", "client_control_cli", "report_sender", "worker_options"],
+    ["figures", "metrics", "verb_parts", "matching", "control_verbs", "bulk_verbs", "failure_verbs", "log_verbs", "event_verbs", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
+    ["worker", "broker", "demo", "testing", "testing_failures", "testing_steering", "testing_broker", "testing_clock", "pytest_plugin"],
     ["run"],
 ]
 

@@ -275,6 +275,7 @@ GOOD = {
     "heartbeat": {"leases": []},
     "extend": {"leases": [[1, 1, "more"]], "for": 86400},
     "jobs": {"filter": {}, "state": "queued", "queue": "q", "task": "t", "worker": "w", "before": 1, "limit": 1000, "payload": False},
+    "failures": {"filter": {"task": "t*"}, "queue": "q", "task": "t", "before": 2**53},
     "queues": {}, "workers": {}, "stats": {}, "ping": {}, "bye": {}, "pauses": {},
     "schedules": {"name": "n", "after": "m", "limit": 1000},
     "schedule_put": {"name": "n", "job": {}, "cron": "x" * 256, "every": "366d", "timezone": "z" * 64, "overlap": "replace", "missed": "all",

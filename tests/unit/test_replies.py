@@ -12,7 +12,7 @@ from tests.unit.test_vectors import MESSAGES
 GOOD = {verb: MESSAGES[f"{verb}_reply"][1] for verb in VERBS}
 ASKED = {verb: len(MESSAGES[verb][1].get("jobs") or MESSAGES[verb][1].get("leases") or ()) for verb in VERBS}
 WRONG = [5, True, "text", b"bytes", {"a": 1}, [5], ["text"], [[1]], [{"id": 0, "state": "queued"}], [{"id": 1}], [[1, 2]], [None]]
-OPTIONAL = {("jobs", "next"), ("purge", "next"), ("schedules", "next"), ("bulk", "next"), ("bulk", "why"), *((verb, field) for verb in ("hello", "backup") for field in REPLIES[verb])}
+OPTIONAL = {("jobs", "next"), ("purge", "next"), ("schedules", "next"), ("bulk", "next"), ("bulk", "why"), ("failures", "next"), *((verb, field) for verb in ("hello", "backup") for field in REPLIES[verb])}
 
 
 def test_every_verb_has_a_shape_and_its_vector_has_that_shape() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from greenroom import backups, control_verbs, conversation, events, schedule_limits, stream, subscriptions
+from greenroom import backups, control_verbs, conversation, events, failure_verbs, failures, schedule_limits, stream, subscriptions
 from greenroom.errors import WIRE_ERRORS
 from greenroom.filters import CHECKS, MAX_TEXT, PREVIEW_BYTES
 from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL
@@ -70,7 +70,7 @@ def vectors_of_schedules() -> dict[str, object]:
     return schedules.put("n", fields, 0.0)[0].view([])
 
 
-@pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "bulk", "runs", "logs", "get", "wait", "settle", "heartbeat", "report", "extend", "backup", "schedules",
+@pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "bulk", "failures", "runs", "logs", "get", "wait", "settle", "heartbeat", "report", "extend", "backup", "schedules",
                                   "schedule_delete", "schedule_pause", "schedule_resume", "schedule_run", "pause", "resume", "change", "purge", "explain", "subscribe"])
 def test_the_verbs_described_in_a_sentence_name_all_their_fields(verb: str) -> None:
     sentence = part(f"### {verb}\n", "Reply")
@@ -111,6 +111,19 @@ def test_the_conditions_of_a_filter_are_those_of_the_code() -> None:
 
     assert [name for name in first_column(table) if name in CHECKS] == first_column(table) and set(first_column(table)) == set(CHECKS)
     assert f"text (1 … {MAX_TEXT})" in table and f"first {PREVIEW_BYTES:,} bytes" in table and f"up to {sqlite_search.MOST_WAITING:,} of them" in table
+
+
+def test_failures_are_told_with_the_fields_and_bounds_of_the_code() -> None:
+    text = part("### failures", "### pause").replace("\n", " ")
+    found = failures.Failures()
+    found.add(1, "t", None, None, None)
+    told = found.told(None)
+
+    assert first_column(part("### failures", "### pause")) == list(told)
+    assert {*told["groups"][0], *told["scanned"]} <= set(re.findall(r"`(\w+)`", text))
+    assert f"the {failures.MAX_GROUPS} largest" in text and f"at most {failures.MAX_WORKERS} names" in text and f"at most {failures.MAX_IDS:,} ids" in text
+    assert f"first {failures.MESSAGE_CHARS} characters" in text and f"up to {failure_verbs.MAX_JOBS:,} failed jobs" in text
+    assert f"about {failure_verbs.MAX_S:g} s" in text and failure_verbs.MAX_GROUPINGS == 2
 
 
 def test_the_error_table_is_that_of_the_code() -> None:

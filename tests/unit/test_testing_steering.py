@@ -9,6 +9,7 @@ import pytest
 from greenroom import tasks
 from greenroom.default_client import set_default_client
 from greenroom.errors import ConflictError, FinishedError, InvalidError, NotFoundError
+from greenroom.protocol import pack_value
 from greenroom.tasks import Context, Registry, task
 from greenroom.testing import LocalClient
 
@@ -55,6 +56,32 @@ def test_a_pause_holds_back_its_queue_or_task_until_it_ends(capture: LocalClient
     assert capture.run_due() == 1
     with pytest.raises(InvalidError):
         capture.pause("mail", task="note")
+
+
+def test_what_failed_alike_is_grouped_found_and_retried_one_first(capture: LocalClient) -> None:
+    capture.raise_errors = False
+    ids = [capture.submit("note", {"what": what, "fail": True}).id for what in range(3)]
+    capture.submit("note", {"what": 9, "fail": False})
+    assert capture.run_due() == 4
+
+    [group] = capture.failures().groups
+    assert (group.task, group.error, group.count, group.jobs, group.workers) == ("note", "LookupError", 3, ids[::-1], ["local"])
+    assert capture.failures(before=ids[1]).groups[0].jobs == ids[:1] and capture.failures("error:KeyError").looked_at == 0
+    assert [view["id"] for view in capture.jobs(f"fingerprint:{group.fingerprint}", limit=2)] == ids[:0:-1]
+    waits = capture.retry_group(group.fingerprint)
+    assert (waits.outcome, waits.canary, waits.state) == ("timeout", ids[2], "queued"), "nothing runs by itself here"
+
+    capture.inline = True
+    assert capture.retry_group(group.fingerprint).outcome == "failed"
+    assert capture.bulk("retry", {"fingerprint": group.fingerprint}, dry_run=True)["matched"] == 3
+    for job in ids:
+        capture.submitted[job - 1].payload = pack_value({"what": 5, "fail": False})
+    done = capture.retry_group(group.fingerprint)
+    assert (done.outcome, done.canary, done.retried) == ("retried", ids[2], 3) and capture.failures().groups == []
+    with pytest.raises(NotFoundError):
+        capture.retry_group(group.fingerprint)
+    with pytest.raises(NotImplementedError, match="greenroom_broker"):
+        capture.bulk("delete", {})
 
 
 def test_a_waiting_job_is_changed_and_others_are_not(capture: LocalClient) -> None:

@@ -36,6 +36,8 @@ SCHEDULE = {"name": "nightly", "error": None, "job": {"task": "report", "queue":
             "paused_at": None, "reason": ""}
 PAUSED = {**SCHEDULE, "next_at": None, "next_runs": [], "paused_at": 1795560407.5, "reason": "the database moves"}
 PAUSE = {"queue": "mail", "task": None, "paused_at": 1795560405.5, "until": 1795561005.5, "reason": "provider is down", "by": "ann"}
+FAILURE = {"fingerprint": "5d1c0e7a9b3f2468", "task": "send", "error": "TimeoutError", "place": "shop/mail.py in send", "message": "no answer after 3 s",
+           "count": 2, "first_at": 1795560400.5, "last_at": 1795560406.5, "workers": ["w1"], "workers_total": 1, "newest": 9, "jobs": [9, 7]}
 COUNTS = {"scheduled": 0, "queued": 1, "running": 1, "completed": 5, "failed": 0, "cancelled": 0, "expired": 0}
 
 #: Name -> (heading, message). `C` is sent by the peer, `S` by the broker.
@@ -93,6 +95,9 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "jobs": ("C: what timed out of all that mails", {"verb": "jobs", "id": 10, "filter": {"state": ["failed", "expired"], "task": "mail.*",
              "error": "TimeoutError", "finished_after": 1795560405.5}, "before": 1000, "limit": 20}),
     "jobs_reply": ("S: nothing on this page, but there are more", {"id": 10, "jobs": [], "next": 412, "scanned_to": 412}),
+    "failures": ("C: how did jobs fail lately?", {"verb": "failures", "id": 27, "filter": {"finished_after": 1795560000.0}}),
+    "failures_reply": ("S: two of them in the same way", {"id": 27, "groups": [FAILURE], "groups_total": 1,
+                       "scanned": {"jobs": 2, "newest": 9, "oldest": 7}, "next": None}),
     "queues": ("C:", {"verb": "queues", "id": 11}),
     "queues_reply": ("S:", {"id": 11, "queues": [{"name": "default", **COUNTS, "requeued": 0, "workers": 1, "tasks": 2,
                      "paused": None}],

@@ -109,7 +109,7 @@ export function useBulk(onEnd) {
   const goOn = () => (now.ids ? run(now.verb, now.ids) : runAll(now.verb, now.q, now.total));
   const stop = () => { isStopped.current = true; };
   const clear = () => setNow({ step: "" });
-  return { now, isBusy: now.step === "counting" || now.step === "doing", run, ask, prepare, goOn, stop, clear };
+  return { now, isBusy: now.step === "counting" || now.step === "doing", run, runAll, ask, prepare, goOn, stop, clear };
 }
 
 /** What goes on, in words, with the buttons that belong to it. */

@@ -21,13 +21,15 @@ export function Failures() {
   const filters = filtersOf(params);
   const before = /^\d{1,16}$/.test(params.before || "") ? params.before : "";
   const query = new URLSearchParams(Object.entries({ ...filters, before }).filter(([, value]) => value));
-  const [firsts, setFirsts] = useState([]); // what was tried first, newest on top: {turn, id, others, task, refusal?}
+  const [firsts, setFirsts] = useState([]); // what was tried first, newest on top: {turn, id, others, line, task, refusal?}
   const page = useAnswer(`/api/failures?${query}`, { everyMs: EVERY_MS });
   const bulk = useBulk(page.again);
   const set = (changes) => go("failures", { ...filtersOf(route.value.params), ...changes });
   const groups = page.answer ? page.answer.groups : [];
+  /** The search line that finds the jobs of a group: those here, and all that failed alike since. */
+  const lineOf = ({ fingerprint, task }) => `state:failed task:${task} fingerprint:${fingerprint}${filters.queue && ` queue:${filters.queue}`}${before && ` id<${before}`}`;
   const tryFirst = async (group) => {
-    const first = { turn: performance.now(), id: group.newest, others: group.jobs.filter((id) => id !== group.newest), task: group.task };
+    const first = { turn: performance.now(), id: group.newest, others: group.count - 1, line: lineOf(group), task: group.task };
     try {
       await post(`/api/jobs/${first.id}/retry`);
     } catch (refusal) {
@@ -50,7 +52,7 @@ export function Failures() {
     <div class="rows" tabindex="0" role="group" aria-labelledby="h-failures">
       ${groups.length > 0 && html`<table class="list"><caption class="sr">Failed jobs by how they failed, most first.</caption>
         <thead><tr><th scope="col">How it failed</th><th scope="col" class="num">Jobs</th><th scope="col">First</th><th scope="col">Last</th><th scope="col">Workers</th><th scope="col"><span class="sr">Actions</span></th></tr></thead>
-        <tbody>${groups.map((group) => html`<${Group} key=${group.fingerprint} group=${group} bulk=${bulk} tryFirst=${tryFirst} />`)}</tbody></table>`}
+        <tbody>${groups.map((group) => html`<${Group} key=${group.fingerprint} group=${group} line=${lineOf(group)} bulk=${bulk} tryFirst=${tryFirst} />`)}</tbody></table>`}
       ${page.answer && !groups.length && html`<p class="empty">${page.answer.next ? "No failed job among those looked at." : "No failed job. Good."}</p>`}
     </div>
   </section>`;
@@ -64,18 +66,18 @@ function range({ scanned, next, groups_total: total, groups }, before) {
   return `The newest ${count(scanned.jobs)} ${what}, down to #${scanned.oldest || next}${shown}. Older ones were not looked at.`;
 }
 
-function Group({ group, bulk, tryFirst }) {
+function Group({ group, line, bulk, tryFirst }) {
   const hidden = group.workers_total - WORKERS_SHOWN;
   return html`<tr data-group=${group.fingerprint}>
     <td class="wide"><p><b><bdi>${visible(group.error) || "no error name"}</bdi></b>${group.place && html` <span class="muted">@ <bdi class="mono">${visible(group.place)}</bdi></span>`}</p>
       <p class="cut tone-text-bad"><bdi title=${visible(group.message)}>${visible(group.message)}</bdi></p>
       <p class="muted cut">task <bdi class="mono">${group.task}</bdi>, newest <button type="button" class="link" onClick=${() => showJob(group.newest)}>#${group.newest}</button></p></td>
-    <td data-label="Jobs" class="num"><a href=${address("jobs", { state: "failed", task: group.task })} title="failed jobs of this task">${count(group.count)}</a></td>
+    <td data-label="Jobs" class="num"><a href=${address("jobs", { q: line })} title="these jobs">${count(group.count)}</a></td>
     <td data-label="First"><${When} at=${group.first_at} /></td>
     <td data-label="Last"><${When} at=${group.last_at} /></td>
     <td data-label="Workers" class="cut">${group.workers.slice(0, WORKERS_SHOWN).map((name, i) => html`${i ? ", " : ""}<bdi>${name}</bdi>`)}${hidden > 0 ? ` and ${count(hidden)} more` : ""}${group.workers_total === 1 && group.count > 1 ? " only" : ""}</td>
     <td class="do"><button type="button" disabled=${bulk.isBusy} onClick=${() => tryFirst(group)}>Retry one first</button>
-      <button type="button" disabled=${bulk.isBusy} onClick=${() => bulk.run("retry", group.jobs)}>Retry ${group.count === 1 ? "it" : `all ${count(group.count)}`}</button></td>
+      <button type="button" disabled=${bulk.isBusy} onClick=${() => bulk.runAll("retry", line, group.count)}>Retry ${group.count === 1 ? "it" : `all ${count(group.count)}`}</button></td>
   </tr>`;
 }
 
@@ -89,7 +91,7 @@ function First({ first, bulk, onEnd, close }) {
     <span>Tried first: <button type="button" class="link" onClick=${() => showJob(first.id)}><bdi>${first.task}</bdi> #${first.id}</button></span>
     ${job && html`<${Badge} state=${job.state} />`}
     <span class="grow">${first.refusal || (refusal && refusal.message) || (job && became(job, isGood, isBad))}</span>
-    ${first.others.length > 0 && html`<button type="button" class=${isGood ? "go" : ""} disabled=${bulk.isBusy} onClick=${() => { bulk.run("retry", first.others); close(); }}>Retry the other ${count(first.others.length)}</button>`}
+    ${first.others > 0 && html`<button type="button" class=${isGood ? "go" : ""} disabled=${bulk.isBusy} onClick=${() => { bulk.runAll("retry", first.line, first.others); close(); }}>Retry the other ${count(first.others)}</button>`}
     <button type="button" class="quiet" onClick=${close} aria-label="Close"><${Icon} name="close" /></button>
   </div>`;
 }
