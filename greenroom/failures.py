@@ -1,8 +1,8 @@
 """Failed jobs that failed the same way: the fingerprint by which they are alike, and groups of them. Pure; must not know who gives the jobs.
 
 Two failures are alike when task, error name, place (file and function of the traceback's last line) and message agree; numbers,
-hexadecimal and quoted parts of the message don't count, for they name the job rather than the bug. Texts are hostile: any size, any
-content; what is done to each is bounded.
+hexadecimal and quoted parts of the message don't count, for they name the job rather than the bug, nor do numbers in the folder's name. Texts
+are hostile: any size, any content; what is done to each is bounded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def fingerprint(task: str, error: dict | None) -> str:
         error: a map with any of `name`, `message`, `traceback`; None: the job failed without saying why.
     """
     error = error or {}
-    parts = (task, error.get("name") or "", place_of(error.get("traceback") or ""), plain_message(error.get("message") or ""))
+    folder, slash, rest = place_of(error.get("traceback") or "").partition("/")
+    place = _NUMBER.sub("#", folder) + slash + rest  # releases/20261128/mail.py is the code of releases/20261127/mail.py
+    parts = (task, error.get("name") or "", place, plain_message(error.get("message") or ""))
     return hashlib.sha256("\0".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:FINGERPRINT_CHARS]
 
 

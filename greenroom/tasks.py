@@ -229,7 +229,8 @@ def describe_error(exc: BaseException) -> dict[str, str]:
         keeps its end, where the error is) and free of lone surrogates, which UTF-8 can't carry.
     """
     message = _safe_text(lambda: str(exc), "(the error's text could not be made)")
-    trace = _safe_text(lambda: "".join(traceback.format_exception(exc)), "(the traceback could not be made)")
+    # A long text is cut by itself, or nothing of the frames before it would be left.
+    trace = _safe_text(lambda: "".join(map(_cut, traceback.format_exception(exc))), "(the traceback could not be made)")
     if len(trace) > ERROR_TRACEBACK_LIMIT:
         trace = "…" + trace[1 - ERROR_TRACEBACK_LIMIT:]
     return {
@@ -237,6 +238,10 @@ def describe_error(exc: BaseException) -> dict[str, str]:
         "message": message[:ERROR_MESSAGE_LIMIT],
         "traceback": trace,
     }
+
+
+def _cut(piece: str) -> str:
+    return piece if len(piece) <= ERROR_MESSAGE_LIMIT else f"{piece[:ERROR_MESSAGE_LIMIT // 2]}…{piece[-ERROR_MESSAGE_LIMIT // 2:]}"
 
 
 def _safe_text(make: Callable[[], str], otherwise: str) -> str:

@@ -100,6 +100,8 @@ def test_a_fingerprint_is_the_same_everywhere_and_for_ever() -> None:
     [group] = grouped(failed(3))
 
     assert group["fingerprint"] == fingerprint("send_mail", refused()) == "8875b89c987c1d74"
+    releases = [{"name": "E", "traceback": f'  File "/srv/releases/{release}/mail.py", line 8, in send2'} for release in ("20261127-1", "20261128-2")]
+    assert fingerprint("t", releases[0]) == fingerprint("t", releases[1]) != fingerprint("t", {**releases[0], "traceback": releases[0]["traceback"][:-1]})
     assert fingerprint("send_mail", None) == fingerprint("send_mail", {}) != fingerprint("send", None)
     assert len(fingerprint("t", {"name": "E", "message": "\ud800", "traceback": 'File "' * 3000})) == 16
 

@@ -15,6 +15,7 @@ import pytest
 
 from greenroom import tasks
 from greenroom.errors import ConfigError
+from greenroom.failures import place_of
 from greenroom.tasks import (BUILTINS, EXAMPLE_PAYLOADS, BadPayloadError, CancelledTaskError, Context,
                              FibonacciTooLargeError, PrimeTooLargeError, Registry, UnknownTaskError, describe_error,
                              load_tasks, register_builtins, run_task)
@@ -263,6 +264,16 @@ def test_a_huge_error_is_cut_and_the_traceback_keeps_its_end() -> None:
 
     assert {key: len(text) for key, text in described.items()} == {"name": 128, "message": 4096, "traceback": 16384}
     assert described["traceback"].rstrip().endswith("mmmend")
+
+
+def test_a_long_text_leaves_room_for_the_place_where_it_was_raised() -> None:
+    try:
+        raise ValueError("m" * 100_000) from LookupError("k" * 100_000)
+    except ValueError as exc:
+        described = describe_error(exc)
+
+    assert len(described["traceback"]) < 9_000 and place_of(described["traceback"]) == (
+        "unit/test_tasks.py in test_a_long_text_leaves_room_for_the_place_where_it_was_raised")
 
 
 @pytest.mark.parametrize("raised", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), RecursionError()])
