@@ -461,7 +461,7 @@ class Worker:
 
     def _on_notice(self, notice: dict) -> None:
         if notice["notice"] == "cancel":
-            self._cancel(notice.get("leases", ()))
+            self._cancel(notice.get("leases", ()), is_forced=notice.get("reason") != "soft_timeout")
         elif notice["notice"] == "drain" and notice.get("reason") == "broker":
             log.info("the broker is going away: keeping %d jobs, coming back", len(self._held))
             self._is_broker_draining = True
@@ -469,12 +469,12 @@ class Worker:
         elif notice["notice"] == "drain" and self._drain_until is None:
             self._begin_drain("the broker asked for it")
 
-    def _cancel(self, leases: list) -> None:
+    def _cancel(self, leases: list, *, is_forced: bool = True) -> None:
         for job, fence, *_ in leases:
             held = self._held.get((job, fence))
             if held is not None and held.stage == "in pool" and not self._take_back(held):
-                log.debug("job %d is to be cancelled", job)
-                self._pool.cancel(job)
+                log.debug("job %d is to stop", job)
+                self._pool.cancel(job, is_forced=is_forced)
 
     def _wanted(self) -> int:
         """Return how many jobs to ask for: the free slots, and some ahead while jobs are quick."""

@@ -212,7 +212,8 @@ class Batches:
                 self.hold(peer, request_id, answer)
         for notice in effects.notices:
             if notice.session.conn is not None:
-                self._leave(notice.session.conn, None, {"notice": notice.kind, "leases": notice.leases})
+                reason = {} if notice.reason is None else {"reason": notice.reason}
+                self._leave(notice.session.conn, None, {"notice": notice.kind, "leases": notice.leases, **reason})
         for session in effects.closes:
             self._leave(None, None, session.conn.replaced)
         if effects.refills or effects.wants_scheduled or effects.wants_expired:

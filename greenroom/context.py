@@ -40,7 +40,7 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Say whether somebody cancelled the job. A long task looks now and then and ends with CancelledTaskError."""
+        """Say whether somebody cancelled the job, or its soft_timeout is over. A long task looks now and then and ends with CancelledTaskError."""
         return self._is_cancelled
 
     def cancel(self) -> None:

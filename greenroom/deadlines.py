@@ -12,7 +12,7 @@ from greenroom.events import job_event
 from greenroom.job import QUEUED, Job, move
 from greenroom.leases import CHECKPOINT_AFTER_S, LeaseRules
 from greenroom.records import SettleItem
-from greenroom.sessions import Lease, Session
+from greenroom.sessions import Lease, RunLimits, Session
 
 #: A session's leases are looked at for this no more often: with a thousand of them, granted one by one, it would cost a core.
 CHECKPOINTS_APART_S = 0.2
@@ -70,8 +70,8 @@ class DeadlineRules(LeaseRules):
                 for lease in session.leases.values():
                     if lease.deadline is not None:
                         lease.deadline += late_s
-                    if lease.run_until is not None:
-                        lease.run_until += late_s
+                    if lease.limits is not None:
+                        lease.limits.put_off(late_s)
 
     def _review(self, session: Session, now: float, limit: int) -> int:
         """Look at one session's deadlines; returns how many jobs were moved, at most `limit`."""
@@ -103,12 +103,10 @@ class DeadlineRules(LeaseRules):
     def _review_leases(self, session: Session, now: float, limit: int) -> int:
         moved = 0
         for lease in list(session.leases.values()):
-            if lease.run_until is not None:
-                if lease.run_until <= now and moved < limit:
-                    self._time_out(lease, now)
+            if lease.limits is not None:
+                if self._review_limits(lease, lease.limits, now, may_end=moved < limit):
                     moved += 1
                     continue
-                self._look_at(session, max(now, lease.run_until))
             ends_at = lease.deadline
             if ends_at is None:  # a grant to who waited in silence holds as long as any, and a slow disk is no silence of the worker's
                 delivered_at = now if lease.delivered_at is None else lease.delivered_at
@@ -129,6 +127,18 @@ class DeadlineRules(LeaseRules):
                     ends_at = min(ends_at, max(lease.granted_at + CHECKPOINT_AFTER_S, now + CHECKPOINTS_APART_S))
             self._look_at(session, ends_at)
         return moved
+
+    def _review_limits(self, lease: Lease, limits: RunLimits, now: float, *, may_end: bool) -> bool:
+        """End a run that took longer than it may: True. One over its soft limit is told to stop, once; how it ends is its own affair."""
+        if limits.end_at is not None and limits.end_at <= now and may_end:
+            self._time_out(lease, now)
+            return True
+        if limits.stop_at is not None and limits.stop_at <= now and not limits.is_told:
+            limits.is_told = True
+            self.effects.notices.append(Notice(lease.session, "cancel", [(lease.job.id, lease.fence)], "soft_timeout"))
+        if limits.next_at is not None:
+            self._look_at(lease.session, max(now, limits.next_at))
+        return False
 
     def _time_out(self, lease: Lease, now: float) -> None:
         """End a run that took longer than it may: it has failed, and its worker is told to stop it."""

@@ -30,6 +30,7 @@ class Notice(NamedTuple):
     session: Session
     kind: str  # cancel
     leases: list[tuple[int, int]]
+    reason: str | None = None  # "soft_timeout"; None: the job is cancelled, or its run is over
 
 
 class Effects:

@@ -156,7 +156,9 @@ def _over(engine: Engine, job: Job, now: float) -> Gate | None:
         return Gate("finished", f"it is over: {job.state.label} {span(now - (job.finished_at or now))} ago",
                     "retry it" if job.state in RETRYABLE_STATES else "nothing: submit it again")
     if job.state is RUNNING:
-        return Gate("running", f"it is running: {job.worker} has had it for {span(now - (job.started_at or now))}", "it is open")
+        limits = job.lease.limits if job.lease is not None else None
+        told = "; it is over its soft limit, and the worker was told" if limits is not None and limits.is_told else ""
+        return Gate("running", f"it is running: {job.worker} has had it for {span(now - (job.started_at or now))}{told}", "it is open")
     return None
 
 

@@ -203,9 +203,15 @@ class Extras(NamedTuple):
     retry_never: tuple[str, ...] = ()
     expires_in: float | None = None
     timeout: float | None = None
+    soft_timeout: float | None = None
     unique_key: str | None = None
     unique_for: float | None = None
     unique_mode: str = "until_done"
+
+    @property
+    def limits_run(self) -> bool:
+        """True if a run of the job may not take any time it likes."""
+        return self.timeout is not None or self.soft_timeout is not None
 
     def asked(self) -> dict[str, object]:
         """Return the options that are not at their default, by name."""
@@ -377,6 +383,7 @@ OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("expires_in", "seconds", seconds_between(0.001, YEAR_S), None,
            "expired, and never run, if not begun within so long from when it may run"),
     Option("timeout", "seconds", seconds_between(0.001, YEAR_S), None, "a run that takes longer has failed, whatever its worker says"),
+    Option("soft_timeout", "seconds", seconds_between(0.001, YEAR_S), None, "a run that takes longer is told to stop, as by a cancel, and goes on"),
     Option("unique_key", "text", _check_key, None, "a submit is a duplicate while a job with this key is there; 1 to 256 characters"),
     Option("unique_for", "seconds", seconds_between(0.001, YEAR_S), None, "the key is free again after so long, at the latest"),
     Option("unique_mode", "word", _check_unique_mode, "until_done",
@@ -452,6 +459,8 @@ def _check_new_job(get: Callable[[str], object]) -> tuple[JobOptions, bytes]:
         raise InvalidError("delay and run_at exclude each other", field="delay")
     if "attempts" in asked and "retry_for" in asked:
         raise InvalidError("attempts and retry_for exclude each other", field="retry_for")
+    if "soft_timeout" in asked and asked["soft_timeout"] >= asked.get("timeout", math.inf):
+        raise InvalidError("soft_timeout must be less than timeout", field="soft_timeout")
     if "unique_key" not in asked:
         for name in ("unique_for", "unique_mode"):
             if name in asked:

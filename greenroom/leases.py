@@ -26,7 +26,7 @@ from greenroom.pauses import Pauses
 from greenroom.records import Lost, ReportItem, SettleItem, StoredLease
 from greenroom.retries import next_try
 from greenroom.scheduled import Scheduled
-from greenroom.sessions import Lease, Session
+from greenroom.sessions import Lease, RunLimits, Session
 from greenroom.suspects import SUSPECT_WAIT_S
 from greenroom.tally import Tally
 from greenroom.unique import Keys
@@ -140,7 +140,9 @@ class LeaseRules:
             del earlier.leases[job_id]
             lease.session = session
             session.granted_at = max(session.granted_at, lease.granted_at)
-            session.has_deadlines = session.has_deadlines or lease.deadline is not None or lease.run_until is not None
+            session.has_deadlines = session.has_deadlines or lease.deadline is not None or lease.limits is not None
+            if lease.limits is not None:
+                lease.limits.is_told = False  # the earlier connection may have ended before it was heard
             lease.missed_beats = 0
             session.leases[job_id] = lease
             lease.job.worker = session.name
@@ -203,11 +205,8 @@ class LeaseRules:
         job.lease = session.leases[job.id] = Lease(job, stored.fence, session, stored.granted_at)
         self.leases += 1
         job.checkpoint = True
-        if job.extras is not None and job.extras.timeout is not None:
-            # Stored times are of a clock that may have been set since: what is left lies between nothing and the whole.
-            most_s = _run_limit(job)
-            left_s = min(most_s, max(0.0, stored.granted_at + most_s - now))
-            self._limit_run(job.lease, now + left_s)
+        if job.extras is not None and job.extras.limits_run:
+            self._limit_run(job.lease, now)
 
     def note_damage(self, job_id: int, what: str) -> bool:
         """Note that a job is damaged on disk; returns True if that was not known (and is not one too many to list)."""
@@ -237,8 +236,8 @@ class LeaseRules:
             job.attempt += 1
             job.worker = session.name
             job.started_at = now
-            if job.extras is not None and job.extras.timeout is not None:
-                self._limit_run(job.lease, now + _run_limit(job))
+            if job.extras is not None and job.extras.limits_run:
+                self._limit_run(job.lease, now)
         self.waiting -= len(jobs)
         self.waiting_bytes -= size
         lane.waiting_bytes -= size
@@ -248,10 +247,14 @@ class LeaseRules:
             self.effects.events += [job_event("started", job, now) for job in jobs]
         self._look_at(session, now + CHECKPOINT_AFTER_S)
 
-    def _limit_run(self, lease: Lease, until: float) -> None:
-        lease.run_until = until
+    def _limit_run(self, lease: Lease, now: float) -> None:
+        """Note when the run is told to stop, and when it is over. A job that crashed before may have to wait in its worker first."""
+        extras = lease.job.extras
+        wait_s = SUSPECT_WAIT_S if lease.job.crashes else 0.0
+        soft_s, hard_s = (None if limit_s is None else limit_s + wait_s for limit_s in (extras.soft_timeout, extras.timeout))
+        lease.limits = RunLimits(soft_s, hard_s, now - lease.granted_at, now)
         lease.session.has_deadlines = True
-        self._look_at(lease.session, until)
+        self._look_at(lease.session, lease.limits.next_at)
 
     def settle(self, items: list[SettleItem], now: float,
                loaded: dict[int, Job | Lost]) -> list[str | GreenroomError | None]:
@@ -539,11 +542,6 @@ class LeaseRules:
             session.timer_at = at
             self._order += 1
             heappush(self._timers, (at, self._order, session))
-
-
-def _run_limit(job: Job) -> float:
-    """Return how long a lease may last because of the job's run limit: one that crashed before may have to wait in its worker first."""
-    return job.extras.timeout + (SUSPECT_WAIT_S if job.crashes else 0.0)
 
 
 def damaged_error(found: Job) -> DamagedError:

@@ -242,15 +242,16 @@ class Pool:
         with self._lock:
             return {key for key, run in self._held.items() if not run.is_begun}
 
-    def cancel(self, job_id: int) -> bool:
+    def cancel(self, job_id: int, *, is_forced: bool = True) -> bool:
         """Set Context.cancelled for a job; True if it was running or waiting. One that still waits will not begin: it
-        fails with CancelledTaskError, as does one whose child process is killed because it did not end within CANCEL_GRACE_S.
-        Never blocks."""
+        fails with CancelledTaskError, as does one whose child process is killed because it did not end within CANCEL_GRACE_S
+        (unless not `is_forced`: it may then take as long as it likes). Never blocks."""
         with self._lock:
             runs = [run for run in self._held.values() if run.item.job_id == job_id]
             for run in runs:
-                if not run.context.cancelled:
+                if is_forced and run.stop_by is None:
                     run.stop_by = time.monotonic() + CANCEL_GRACE_S
+                if not run.context.cancelled:
                     run.context.cancel()
                     self._tell_cancelled(run)
         return bool(runs)

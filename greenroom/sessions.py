@@ -13,10 +13,38 @@ if TYPE_CHECKING:
     from greenroom.groups import Group
 
 
+class RunLimits:
+    """How long one run may take, for a job with `soft_timeout` or `timeout`; what its worker says moves neither.
+
+    Attributes:
+        stop_at: from when on its worker is told to stop it; None: never. is_told: it was.
+        end_at: when it is over, and has failed; None: never.
+    """
+
+    __slots__ = ("stop_at", "is_told", "end_at")
+
+    def __init__(self, soft_s: float | None, hard_s: float | None, ran_for_s: float, now: float) -> None:
+        # Stored times are of a clock that may have been set since: what is left lies between nothing and the whole.
+        self.stop_at, self.end_at = (None if whole_s is None else now + min(whole_s, max(0.0, whole_s - ran_for_s)) for whole_s in (soft_s, hard_s))
+        self.is_told = False
+
+    @property
+    def next_at(self) -> float | None:
+        """When the next of them is due."""
+        return self.end_at if self.stop_at is None or self.is_told else self.stop_at
+
+    def put_off(self, seconds: float) -> None:
+        """Move both: the broker itself stood still."""
+        if self.stop_at is not None:
+            self.stop_at += seconds
+        if self.end_at is not None:
+            self.end_at += seconds
+
+
 class Lease:
     """The sole right to run a job for a time. Named by job id and fence; the store writes what it finds here."""
 
-    __slots__ = ("job", "fence", "session", "granted_at", "delivered_at", "deadline", "run_until", "missed_beats", "missed_at")
+    __slots__ = ("job", "fence", "session", "granted_at", "delivered_at", "deadline", "limits", "missed_beats", "missed_at")
 
     def __init__(self, job: Job, fence: int, session: Session, granted_at: float) -> None:
         self.job = job
@@ -25,7 +53,7 @@ class Lease:
         self.granted_at = granted_at
         self.delivered_at: float | None = granted_at  # when it left; None: it waits for a COMMIT, and can't end before
         self.deadline: float | None = None  # its own, set by extend; None: the session's silence decides
-        self.run_until: float | None = None  # the end of the run, whatever its worker says; None: any time
+        self.limits: RunLimits | None = None  # None: the run may take any time
         self.missed_beats = 0  # heartbeats in a row whose list lacked it
         self.missed_at = 0.0
 
@@ -59,7 +87,7 @@ class Session:
         grace_until: None while connected; else when its leases are given up. inherited_grace: the grace that it came back in, until it
             has said anything: a connection that ends before that may as well not have been made.
         leases: job id -> lease, in order of granting. granted_at: when the latest of them was granted, 0: never.
-        has_deadlines: True once one of them got a deadline of its own, or an end of its run.
+        has_deadlines: True once one of them got a deadline of its own, or its run has limits.
         group: what its latest reserve can run. parked: its open reserve.
         timer_at: when the engine looks at this session next; None: no timer runs.
         done, failed, lost: jobs it completed, failed, and lost to a broken lease.

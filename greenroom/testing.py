@@ -2,7 +2,7 @@
 
 What goes in and comes out is packed and unpacked as on the way through a broker, and a task is called as a worker calls it. Pauses,
 changes, logs and explanations are in testing_steering.py. Must not know pytest (greenroom/pytest_plugin.py). What only the broker
-knows (unique keys, schedules, time limits) is not imitated here: greenroom/testing_broker.py starts a real one.
+knows (unique keys, schedules, hard time limits) is not imitated here: greenroom/testing_broker.py starts a real one.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from greenroom.submit_options import check_names, wire_options
 from greenroom.task_functions import TaskFunction
 from greenroom.task_outcomes import Retry, Snooze
 from greenroom.tasks import Context, Registry, default_registry
+from greenroom.testing_limits import SoftLimits
 from greenroom.testing_steering import WAITING, LocalReports, LocalSteering
 
 #: Runs of one run_due. A task that enqueues itself would go on for ever.
@@ -111,6 +112,7 @@ class LocalClient(LocalSteering):
         self._queued: list[tuple[int, int]] = []  # priority and id
         self._scheduled: list[tuple[float, int]] = []  # run_at and id
         self._fences = itertools.count(1)
+        self._soft_limits = SoftLimits(self.now)
         self._pauses: dict[tuple[str, str], dict] = {}  # (kind, name) -> as Client.pause has it
 
     # What a Client has.
@@ -173,6 +175,7 @@ class LocalClient(LocalSteering):
         if seconds < 0:
             raise ValueError("time never steps back")
         self._moved_s += seconds
+        self._soft_limits.time_was_moved()
         self._run_inline()
 
     def set_time(self, at: float | datetime) -> None:
@@ -313,7 +316,8 @@ class LocalClient(LocalSteering):
         context = Context(job_id=job.id, fence=item.fence, attempt=job.attempt, task=job.task, queue=item.queue, worker=item.worker,
                           reports=LocalReports(job, self.now))
         try:
-            job.result = call_task(self._registry, item, context)
+            with self._soft_limits.watch(context, job.option("soft_timeout")):
+                job.result = call_task(self._registry, item, context)
         except (Exception, SystemExit) as exc:
             if isinstance(exc, (Snooze, Retry)):
                 self._later(job, exc)

@@ -169,7 +169,7 @@ def test_frames_are_cut_by_long_options_too(broker: ScriptedBroker, client: Clie
 
 def test_jobs_with_many_options_come_in_frames_that_a_broker_takes(broker: ScriptedBroker, client: Client) -> None:
     options = {"attempts": 3, "backoff": "fixed", "backoff_base": 1, "backoff_cap": 9, "jitter": False, "retry_on": ["A", "B", "C"],
-               "retry_never": ["D"], "expires_in": 5, "timeout": 5, "unique_for": 5, "queue": "q", "priority": 1, "delay": 1}
+               "retry_never": ["D"], "expires_in": 5, "timeout": 5, "soft_timeout": 4, "unique_for": 5, "queue": "q", "priority": 1, "delay": 1}
     call = Background(client.submit_many, [{"task": "t", "payload": {}, "unique_key": str(number)} for number in range(2000)], **options)
     peer = broker.greeted()
     sizes = []

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from greenroom.client import Client
-from greenroom.errors import FinishedError, GoneError, JobFailedError, NotFoundError
+from greenroom.errors import FinishedError, GoneError, InvalidError, JobFailedError, NotFoundError
 from tests.processes import ROOT, BrokerProcess, WorkerProcess, until
 
 HOLDERS = '''
@@ -97,6 +97,20 @@ def test_cancelling_a_waiting_and_a_running_job(broker: BrokerProcess, start_wor
             waiting.cancel()
         with pytest.raises((NotFoundError, GoneError)):
             client.handle(2**52).status()
+
+
+def test_a_task_over_its_soft_limit_notes_how_far_it_is_and_goes_on_in_another_run(broker: BrokerProcess, start_worker: StartWorker,
+                                                                                  tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("two words\n" * 100, encoding="utf-8")
+    start_worker("--pool", "process", tasks=ROOT / "docs" / "examples" / "in_time.py")
+    with client_of(broker) as client:
+        handle = client.submit("count_words", {"path": str(tmp_path / "text")}, soft_timeout=0.6, attempts=1)
+
+        assert handle.result(20) == {"lines": 100, "words": 200}
+        assert {run["outcome"] for run in client.runs(handle.id)} == {"snoozed"} and handle.status()["attempt"] >= 2
+        with pytest.raises(InvalidError, match="soft_timeout must be less than timeout") as caught:
+            client.submit("count_words", {}, soft_timeout=5, timeout=5)
+        assert caught.value.field == "soft_timeout"
 
 
 @pytest.mark.parametrize("kill", [False, True])

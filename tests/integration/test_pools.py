@@ -64,6 +64,12 @@ def deaf(mark: str) -> None:
         time.sleep(0.05)
 
 @task
+def tells(mark: str, context: Context) -> bool:
+    open(mark, "w").close()
+    time.sleep(1.0)
+    return context.cancelled
+
+@task
 def die(code: int) -> None:
     os._exit(code)
 
@@ -655,5 +661,39 @@ def test_a_child_that_does_not_hear_a_cancel_is_killed_and_its_slot_goes_on(tmp_
         assert deaf.kind == "fail" and deaf.error["name"] == "CancelledTaskError", deaf
         assert "killed" in deaf.error["message"] and deaf.wish == {"retry": False}
         assert other.kind == "ack"
+        pool.stop(5)
+    """)
+
+
+@both_pools
+def test_a_run_over_its_soft_limit_is_told_and_not_killed(kind: str, tmp_path: Path) -> None:
+    run_script(kind, tmp_path, """
+        import greenroom.pools
+        greenroom.pools.CANCEL_GRACE_S = 0.1
+        pool = make(1, done)
+        pool.start()
+        pool.submit(item(1, "tells", {"mark": MARK}))
+        until(lambda: os.path.exists(MARK))
+        assert pool.cancel(1, is_forced=False)
+        [told] = done.wait(1)
+        assert told.kind == "ack" and unpack_value(told.result) is True, told
+        pool.stop(5)
+    """)
+
+
+def test_a_cancel_after_the_soft_limit_kills_as_ever(tmp_path: Path) -> None:
+    run_script("process", tmp_path, """
+        import greenroom.pools
+        greenroom.pools.CANCEL_GRACE_S = 0.1
+        pool = make(1, done)
+        pool.start()
+        pool.submit(item(1, "deaf", {"mark": MARK}))
+        until(lambda: os.path.exists(MARK))
+        assert pool.cancel(1, is_forced=False)
+        time.sleep(0.5)
+        assert pool.running() == 1
+        assert pool.cancel(1)
+        [deaf] = done.wait(1)
+        assert "killed" in deaf.error["message"], deaf
         pool.stop(5)
     """)

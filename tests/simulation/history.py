@@ -39,6 +39,7 @@ class Spec(NamedTuple):
     run_at: float | None  # the producer's words, in the clock that the broker had then
     delay: float | None
     attempts: int = 5
+    soft_timeout: float | None = None
 
 
 class Ended(NamedTuple):
@@ -240,6 +241,25 @@ class History:
         if is_fine is not None and not is_fine():
             raise Violation(f"I9: {job} went back ({reason}), and nobody asked for that")
 
+    def told_to_stop(self, job_id: int, fence: int) -> None:
+        """A worker is told that a run is over its soft limit: not before it is (I9)."""
+        self.world.counts["soft limit told"] += 1
+        limit_s = self.attempted[self.payloads[job_id]].soft_timeout
+        if limit_s is None:
+            raise Violation(f"I9: job {job_id} has no soft limit, and its run is told to stop")
+        since = self._granted_at.get((job_id, fence))
+        if since is not None and self.house.now < self._forgiven_since(since, since + limit_s) - EPSILON:
+            raise Violation(f"I9: the run of job {job_id} is told to stop after {self.house.now - since} s of {limit_s}")
+
+    def _check_soft_limit(self, lease: Lease, now: float) -> None:
+        """A run over its soft limit was told so (I10)."""
+        limit_s = self.attempted[self.payloads[lease.job.id]].soft_timeout
+        since = self._granted_at.get((lease.job.id, lease.fence))
+        if limit_s is None or since is None or self._forgiven_since(since, since + limit_s) > now - 1.0:
+            return
+        if lease.limits is None or not lease.limits.is_told:
+            raise Violation(f"I10: the run of {lease.job} goes on {now - since} s after it began, its soft limit is {limit_s}, and nobody was told")
+
     def was_requeued(self, job: Job, crashes: int, place: int, reason: str) -> None:
         """A lease has ended: crashes count once (I11), the place stays (I13), a cancelled job does not come back (I16)."""
         if job.crashes != crashes + (reason in CRASHES):
@@ -276,6 +296,8 @@ class History:
             for lease in session.leases.values():
                 if session.grace_until is None and lease_end(self.house, lease) <= now - 1.0:
                     raise Violation(f"I10: the lease of {lease.job} ended {now - lease_end(self.house, lease)} s ago")
+                if session.grace_until is None:
+                    self._check_soft_limit(lease, now)
 
     def committed(self, rows: int) -> None:
         """A COMMIT of so many rows returned."""

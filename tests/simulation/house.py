@@ -573,6 +573,8 @@ class House(Watched):
 
     def tells(self, notice: dict) -> None:
         """A notice leaves: what it tells must be on disk."""
+        for lease in notice["leases"] if notice.get("reason") == "soft_timeout" else ():
+            self.history.told_to_stop(*lease)
         if notice["notice"] != "events":
             return
         if self.last_words:

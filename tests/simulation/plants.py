@@ -22,6 +22,7 @@ from greenroom.lanes import Lane
 from greenroom.leases import LeaseRules
 from greenroom.records import LogLine, Lost, Restored, SettleItem
 from greenroom.scheduled import Scheduled
+from greenroom.sessions import RunLimits
 from greenroom.stores.memory import MemoryStore
 from greenroom.subscriptions import Subscriptions
 from greenroom.suspects import Suspects
@@ -318,6 +319,13 @@ def gap_not_told(real: Function) -> Function:
     return open_
 
 
+def soft_limit_early(real: Function) -> Function:
+    """A run is told to stop after half its time."""
+    def limits(soft_s: float | None, *args: float | None) -> RunLimits:
+        return real(soft_s and soft_s / 2, *args)
+    return limits
+
+
 PLANTS = [
     Plant("fence not checked", LeaseRules, "settle", fence_not_checked, 40),
     Plant("late settle accepted after redelivery", LeaseRules, "_settle_late", late_settle_after_redelivery, 40),
@@ -347,6 +355,7 @@ PLANTS = [
     Plant("an event before its commit", EventLog, "note", event_before_commit, 40),
     Plant("an event is left out", EventLog, "note", event_left_out, 40),
     Plant("a gap of events is not told", Subscriptions, "open", gap_not_told, 80),
+    Plant("a soft limit is told early", leases, "RunLimits", soft_limit_early, 40),
     Plant("payloads mixed", batches, "_delivered", payloads_mixed, 40),
     Plant("a delivery does not tell of crashes", batches, "_delivered", crashes_not_told, 40),
     Plant("suspects run together", Suspects, "is_suspect", suspects_together, 40),

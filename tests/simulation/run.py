@@ -247,7 +247,9 @@ class Run:
                 item["expires_in"] = rng.choice([0.5, 4.0])
             if rng.random() < 0.1:
                 item["timeout"] = rng.choice([1.0, 6.0])
-            self.history.attempted[payload] = Spec(item["task"], item["queue"], item["priority"], run_at, delay, attempts)
+            if rng.random() < 0.1:
+                item["soft_timeout"] = rng.choice([0.2, 0.8])
+            self.history.attempted[payload] = Spec(item["task"], item["queue"], item["priority"], run_at, delay, attempts, item.get("soft_timeout"))
             if self.seed % POISONED_EVERY == 3 and not self.is_flood:
                 self.history.blame.submits(payload)
             items.append(item)

@@ -23,7 +23,7 @@ MUST_HAPPEN = (
     "lease taken over", "resume in grace", "resume after a restart", "leases at a restart", "cancelled by a restart",
     "a COMMIT of one row", "a COMMIT of hundreds", "a COMMIT of thousands", "refill", "refill of scheduled jobs",
     "UNKNOWN", "BUSY", "KEY_CONFLICT", "STORE_FULL", "DRAINING", "DEADLINE", "submit repeated", "settle repeated",
-    "settle: LEASE_LOST", "late settle accepted", "cancel of a running job", "cancel noticed", "stall forgiven",
+    "settle: LEASE_LOST", "late settle accepted", "cancel of a running job", "cancel noticed", "soft limit noticed", "stall forgiven",
     "too many crashes", "requeue: lost", "requeue: expired", "requeue: nack", "requeue: unbegun", "requeue: crash",
     "requeue: bye", "requeue: not presented", "requeue: never arrived",
     "crash: start", "crash: slice", "crash: written", "crash: commit", "crash: committed", "crash: left", "crash: any time",

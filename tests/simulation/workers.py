@@ -102,13 +102,16 @@ class Worker(Actor):
         super().hang_up(quietly=quietly)
 
     def noticed(self, notice: dict) -> None:
-        """A cancel: give up the job, sometimes."""
+        """A cancel: give up the job, sometimes. Over its soft limit it may also come to its end, or go on later."""
         if notice["notice"] == "cancel":
-            self.world.counts["cancel noticed"] += 1
+            is_soft = notice.get("reason") == "soft_timeout"
+            self.world.counts["soft limit noticed" if is_soft else "cancel noticed"] += 1
             for job, fence in notice["leases"]:
                 held = self.held.get(job)
                 if held is not None and held.fence == fence and held.outcome is None and self.rng.random() < 0.5:
-                    self._end([(job, ["fail", {"name": "Cancelled", "message": "", "traceback": ""}])])
+                    gives_up = ["fail", {"name": "Cancelled", "message": "", "traceback": ""}]
+                    ways = [gives_up, ["snooze", 0.5], ["ack", b"in time", True]] if is_soft else [gives_up]
+                    self._end([(job, self.rng.choice(ways))])
 
     # -- work ---------------------------------------------------------------------------------------------------------------
 

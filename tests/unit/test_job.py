@@ -85,6 +85,7 @@ BAD = {
     "retry_on": ["OSError", [1], [""], ["x" * 129], ["E"] * 21, {"E": 1}],
     "expires_in": [0, -1, 366 * 86400 + 1, math.nan, True, "1"],
     "timeout": [0, -1, 366 * 86400 + 1, math.nan, True, "1"],
+    "soft_timeout": [0, -1, 366 * 86400 + 1, math.nan, True, "1"],
     "unique_key": ["", "x" * 257, 1, b"key", ["key"]],
     "unique_for": [0, -1, 366 * 86400 + 1, math.nan, True, "1"],
     "unique_mode": ["", "debounced", 1, ["throttle"]],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from greenroom.job import State
+import pytest
+
+from greenroom.errors import InvalidError
+from greenroom.job import State, parse_new_job
 from tests.core import Core, check, new_job, reserved, submitted
 
 
@@ -124,6 +127,85 @@ def test_a_run_that_takes_too_long_has_failed_whatever_its_worker_says() -> None
     assert row.state is State.FAILED and row.error["name"] == "TimeoutError" and row.failures == 2
     assert [run.outcome for run in core.store.reader().runs(job_id)] == ["failed", "failed"]
     check(core)
+
+
+STOP = {"notice": "cancel", "reason": "soft_timeout"}
+
+
+def test_a_run_over_its_soft_limit_is_told_once_and_ends_as_it_likes() -> None:
+    core = Core()
+    completed, failed, quick = submitted(core, *[new_job(soft_timeout=3.0, timeout=60.0, attempts=1) for _ in range(3)])
+    worker = core.connect("w")
+    reserved(worker, 3)
+    held = dict(worker.held)
+    worker.settle("ack", quick)
+    core.advance(2.9)
+    assert worker.notices == []
+    core.advance(3.0)
+
+    assert worker.notices == [{**STOP, "leases": [(job, held[job])]} for job in (completed, failed)]
+    settles = worker.settle("ack", completed), worker.settle("fail", failed)
+    core.run()
+    assert [worker.outcome(settle) for settle in settles] == ["OK", "OK"]
+    assert (state_of(core, completed), state_of(core, failed)) == (State.COMPLETED, State.FAILED), "nobody cancelled them"
+    check(core)
+
+
+def test_each_run_has_its_soft_limit_and_the_hard_one_holds_behind_it() -> None:
+    core = Core()
+    (job_id,) = submitted(core, new_job(soft_timeout=3.0, timeout=6.0, attempts=2, backoff="none"))
+    worker = core.connect("w")
+    for run in (1, 2):
+        assert reserved(worker) == [job_id]
+        core.advance(4.0)
+        assert [notice.get("reason") for notice in worker.notices] == ["soft_timeout"], run
+        core.advance(2.5)
+        assert [notice.get("reason") for notice in worker.notices] == ["soft_timeout", None], run
+        worker.notices.clear()
+
+    assert state_of(core, job_id) is State.FAILED and core.store.committed(job_id).error["name"] == "TimeoutError"
+
+
+def test_the_soft_limit_holds_after_a_restart_and_a_stall_puts_it_off() -> None:
+    core = Core()
+    (job_id,) = submitted(core, new_job(soft_timeout=10.0))
+    worker = core.connect("w", instance=b"i" * 16)
+    reserved(worker)
+    core.advance(4.0)
+    core.crash_and_restart()
+    back = core.connect("w", instance=b"i" * 16, presented=[(job_id, worker.held[job_id])])
+    core.advance(5.0)
+    assert back.notices == []
+    core.engine.forgive(2.0)
+    core.advance(2.0)
+    assert back.notices == []
+    core.advance(1.5)
+
+    assert back.notices == [{**STOP, "leases": [(job_id, worker.held[job_id])]}]
+
+
+def test_a_worker_that_comes_back_with_its_lease_is_told_again() -> None:
+    core = Core()
+    (job_id,) = submitted(core, new_job(soft_timeout=3.0))
+    worker = core.connect("w", instance=b"i" * 16)
+    reserved(worker)
+    core.advance(3.5)
+    assert len(worker.notices) == 1
+    worker.close()
+
+    back = core.connect("w", instance=b"i" * 16, presented=[(job_id, worker.held[job_id])])
+    core.advance(1.0)
+
+    assert back.notices == [{**STOP, "leases": [(job_id, worker.held[job_id])]}], "the first may have been lost with the connection"
+    check(core)
+
+
+@pytest.mark.parametrize("timeout", [1.0, 2.0])
+def test_a_soft_limit_that_could_never_come_is_refused(timeout: float) -> None:
+    with pytest.raises(InvalidError) as caught:
+        parse_new_job({"task": "t", "soft_timeout": 2.0, "timeout": timeout}, 1000)
+
+    assert caught.value.field == "soft_timeout"
 
 
 def test_extending_the_lease_does_not_extend_the_run() -> None:

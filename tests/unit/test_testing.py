@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
@@ -196,6 +198,30 @@ def test_a_captured_job_can_be_cancelled_once(capture: LocalClient) -> None:
         capture.handle(9).cancel()
     with pytest.raises(NotFoundError):
         capture.handle(9).status()
+
+
+def test_a_run_over_its_soft_limit_is_told_as_time_passes_or_is_moved(inline: LocalClient) -> None:
+    @task(name="patient", soft_timeout=0.01)
+    def patient(context: Context, moves: float = 0) -> list:
+        before = context.cancelled
+        inline.advance(moves)
+        return [before, context.cancelled, context.wait(20)]
+
+    assert patient.enqueue().result()[2] is True
+    assert patient.using(soft_timeout=60).enqueue(moves=60).result() == [False, True, True]
+
+
+def test_the_cookbooks_task_notes_how_far_it_is_and_goes_on(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("two words\n" * 30)
+    runpy.run_path(str(Path(__file__).parents[2] / "docs/examples/in_time.py"))
+    client = LocalClient(inline=True, registry=registry)
+
+    handle = client.submit("count_words", {"path": str(tmp_path / "text")}, soft_timeout=0.1)
+    assert handle.status()["state"] == "scheduled"
+    while handle.status()["state"] == "scheduled":
+        client.advance(1)
+
+    assert handle.result() == {"lines": 30, "words": 60} and not (tmp_path / "text.place").exists()
 
 
 def test_an_endless_chain_of_jobs_is_ended(capture: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_every_verb_and_its_reply_and_every_notice_has_a_vector() -> None:
     assert {f"{verb}_reply" for verb in VERBS} <= set(MESSAGES)
     notices = [message for _, message in MESSAGES.values() if "notice" in message]
     assert {(notice["notice"], notice.get("reason")) for notice in notices} == {
-        ("cancel", None), ("drain", "broker"), ("drain", "worker"), ("events", None)}
+        ("cancel", None), ("cancel", "soft_timeout"), ("drain", "broker"), ("drain", "worker"), ("events", None)}
 
 
 @pytest.mark.parametrize("name", MALFORMED)

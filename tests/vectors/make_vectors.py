@@ -173,6 +173,7 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "bye": ("C:", {"verb": "bye", "id": 15}),
     "bye_reply": ("S: and the connection ends", {"id": 15}),
     "notice_cancel": ("S: unasked", {"notice": "cancel", "leases": [[7, 12]]}),
+    "notice_cancel_soft_timeout": ("S: unasked, a run is over its soft limit", {"notice": "cancel", "leases": [[7, 12]], "reason": "soft_timeout"}),
     "notice_drain": ("S: unasked, the broker is going away", {"notice": "drain", "reason": "broker"}),
     "notice_drain_worker": ("S: unasked, this worker shall end", {"notice": "drain", "reason": "worker"}),
     "notice_events": ("S: unasked, to a subscriber", {"notice": "events", "events": [
