@@ -22,7 +22,7 @@ from greenroom.client_backup import Backup, Progress, fetch_backup
 from greenroom.client_controls import Controls
 from greenroom.client_events import EventStream, wanted_fields
 from greenroom.client_failures import FailureCalls
-from greenroom.client_jobs import pack_payload, wire_job
+from greenroom.client_jobs import pack_payload, wire_copy, wire_job
 from greenroom.client_filters import bulk, wire_filter
 from greenroom.client_logs import MOST_WAIT_S, read_lines
 from greenroom.client_schedules import ScheduleCalls
@@ -186,13 +186,33 @@ class Client(Controls, ScheduleCalls, FailureCalls):
             UnknownOutcomeError: it was sent and no answer came: it may or may not be stored.
         """
         check_names(options, "submit")
-        job = wire_job({**options, "task": task, "payload": payload, "raw": raw})
+        return self._submit_one(wire_job({**options, "task": task, "payload": payload, "raw": raw}), answer_timeout)
+
+    def _submit_one(self, job: dict | GreenroomError, answer_timeout: float | None) -> Handle:
         submits = Submits(self._connected, [job], RESEND_S if answer_timeout is None else answer_timeout)
         submits.run()
         outcome = submits.outcomes[0] if submits.outcomes else submits.failure
         if isinstance(outcome, GreenroomError):
             raise outcome
         return _handle(self, outcome)
+
+    def resubmit(self, job_id: int, payload: object = None, *, raw: bool = False, answer_timeout: float | None = None,
+                 **options: object) -> Handle:
+        """Hand in a copy of a job, of any state, and return the copy's handle; the job itself stays as it is.
+
+        Args:
+            payload: None: the same. options: what is to be different; None takes an option away. Its time to run is not copied.
+            raw, answer_timeout: as in `submit`.
+
+        Raises:
+            NotFoundError, GoneError: there is no such job (any more). ConflictError: its payload is lost.
+            TypeError, GreenroomError: as `submit`.
+        """
+        check_names(options, "resubmit")
+        (view,) = self.get([job_id], payload=True)
+        if "error" in view and "state" not in view:
+            raise from_wire(view["error"])
+        return self._submit_one(wire_copy(view, payload, raw, options), answer_timeout)
 
     def submit_many(self, jobs: Iterable[dict | tuple], *, answer_timeout: float | None = None, **options: object) -> list[Handle]:
         """Hand in many jobs, up to 1,000 a frame and a few frames at a time; the iterable is read as they are sent.

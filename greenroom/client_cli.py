@@ -170,16 +170,11 @@ def build_parser() -> argparse.ArgumentParser:
     submit = command("submit", do_submit, "hand in a job")
     submit.add_argument("task", metavar="TASK")
     submit.add_argument("payload", metavar="JSON", nargs="?", help="a map of arguments, {\"n\": 10}; - reads it from stdin")
-    submit.add_argument("-p", "--priority", type=int, metavar="N", help="1 (first) to 10 (last), default 5")
-    submit.add_argument("-q", "--queue", metavar="QUEUE", help="default: default")
-    submit.add_argument("--delay", type=float, metavar="S", help="not before so many seconds from now")
-    submit.add_argument("--run-at", type=moment, metavar="T", help="not before: 2030-01-31T09:00 or Unix seconds")
-    submit.add_argument("--wait", action="store_true", help="wait for the result and print it")
-    rare = submit.add_argument_group("rare options")
-    for option in (option for option in OPTIONS.values() if option.name in Extras._fields):
-        flag = "run-timeout" if option.name == "timeout" else option.name.replace("_", "-")  # --timeout is how long we wait
-        rare.add_argument(f"--{flag}", type=_READ[option.kind], dest=f"option_{option.name}", help=option.doc,
-                          metavar=option.kind.split()[-1].upper())
+    _add_job_flags(submit)
+    resubmit = command("resubmit", do_resubmit, "hand in a copy of a job, with what is said here instead; the job stays as it is")
+    resubmit.add_argument("id", metavar="ID", type=job_id)
+    resubmit.add_argument("--payload", metavar="JSON", help="another map of arguments; - reads it from stdin")
+    _add_job_flags(resubmit)
     for name, function, help_text in (("get", do_get, "show jobs"), ("wait", do_wait, "wait for jobs to finish")):
         command(name, function, help_text).add_argument("ids", metavar="ID", nargs="+", type=job_id)
     _add_bulk_flags(command("cancel", do_cancel, "cancel jobs"))
@@ -239,11 +234,41 @@ def _add_common(parser: argparse.ArgumentParser, *, is_top: bool) -> None:
                        help="default: table on a terminal, else json for one thing and jsonl for lists")
 
 
+def _add_job_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what a submit may say of its job."""
+    parser.add_argument("-p", "--priority", type=int, metavar="N", help="1 (first) to 10 (last), default 5")
+    parser.add_argument("-q", "--queue", metavar="QUEUE", help="default: default")
+    parser.add_argument("--delay", type=float, metavar="S", help="not before so many seconds from now")
+    parser.add_argument("--run-at", type=moment, metavar="T", help="not before: 2030-01-31T09:00 or Unix seconds")
+    parser.add_argument("--wait", action="store_true", help="wait for the result and print it")
+    rare = parser.add_argument_group("rare options")
+    for option in (option for option in OPTIONS.values() if option.name in Extras._fields):
+        flag = "run-timeout" if option.name == "timeout" else option.name.replace("_", "-")  # --timeout is how long we wait
+        rare.add_argument(f"--{flag}", type=_READ[option.kind], dest=f"option_{option.name}", help=option.doc,
+                          metavar=option.kind.split()[-1].upper())
+
+
+def _job_options(args: argparse.Namespace) -> dict[str, object]:
+    """Return what was said of the job."""
+    said = {name: getattr(args, name) for name in ("queue", "priority", "delay", "run_at")}
+    said.update((name, getattr(args, f"option_{name}")) for name in Extras._fields)
+    return {name: value for name, value in said.items() if value is not None}
+
+
 def do_submit(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`submit`: print the id, or with --wait the result."""
-    handle = client.submit(args.task, payload(args.payload), queue=args.queue, priority=args.priority, delay=args.delay,
-                           run_at=args.run_at, answer_timeout=args.timeout or 30.0,
-                           **{name: getattr(args, f"option_{name}") for name in Extras._fields})
+    handle = client.submit(args.task, payload(args.payload), answer_timeout=args.timeout or 30.0, **_job_options(args))
+    return _print_submitted(client, handle, args, output)
+
+
+def do_resubmit(client: Client, args: argparse.Namespace, output: Output) -> int:
+    """`resubmit`: print the id of the copy, or with --wait the result."""
+    changed = None if args.payload is None else payload(args.payload)
+    handle = client.resubmit(args.id, changed, answer_timeout=args.timeout or 30.0, **_job_options(args))
+    return _print_submitted(client, handle, args, output)
+
+
+def _print_submitted(client: Client, handle: Handle, args: argparse.Namespace, output: Output) -> int:
     if handle.is_duplicate:
         say(f"job {handle.id} has this unique key: no new one was made")
     if not args.wait:

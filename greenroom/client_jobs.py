@@ -8,7 +8,7 @@ from __future__ import annotations
 from greenroom.errors import GreenroomError, InvalidError
 from greenroom.job import parse_new_job
 from greenroom.protocol import pack_value
-from greenroom.submit_options import is_option, merge, option_names, wire_options
+from greenroom.submit_options import is_option, kept_options, merge, option_names, wire_options
 
 #: What a job given as a dict may have.
 _KNOWN = frozenset(["task", "payload", "raw", *option_names()])
@@ -39,6 +39,21 @@ def wire_job(given: dict | tuple, defaults: dict | None = None) -> dict | Greenr
         return InvalidError(f"payload: {exc}", field="payload")
     except GreenroomError as exc:
         return exc
+    return job
+
+
+def wire_copy(view: dict, payload: object, raw: bool, options: dict) -> dict | GreenroomError:
+    """Return a copy of a job that was shown with its payload, as the wire has it; or the error that refuses it.
+
+    Args:
+        payload: None: the same. options: what is to be different; None takes an option away.
+
+    Raises:
+        ConflictError: its payload is not there any more.
+    """
+    job = wire_job({**options, "task": view["task"], "payload": payload, "raw": raw}, kept_options(view, options))
+    if payload is None and not isinstance(job, GreenroomError):
+        job.update(payload=view["payload"], encoding=view["encoding"])
     return job
 
 

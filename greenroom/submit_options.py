@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from greenroom.errors import InvalidError
+from greenroom.errors import ConflictError, InvalidError
 from greenroom.job import OPTIONS
 
 #: Fields of a job that are no options to a Python caller: they are arguments of their own.
@@ -16,6 +16,9 @@ _ARGUMENTS = ("task", "payload", "encoding")
 
 #: Of these a caller means the one that was said last.
 _EITHER = {"delay": "run_at", "run_at": "delay", "attempts": "retry_for", "retry_for": "attempts"}
+
+#: These say nothing without a `unique_key`, so whoever takes that from a copy takes them too.
+_OF_THE_KEY = ("unique_for", "unique_mode")
 
 
 def option_names() -> list[str]:
@@ -79,3 +82,20 @@ def wire_options(options: Mapping[str, object]) -> dict[str, object]:
         else:
             made[name] = value
     return made
+
+
+def kept_options(view: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
+    """Return the options that a copy of a job has of it, as the wire has them; `changes` are then laid over them (merge).
+
+    Args:
+        view: the job as `get` shows it with its payload. When it was to run is not kept.
+
+    Raises:
+        ConflictError: its payload is not there any more, so it can't be copied.
+    """
+    if view.get("payload") is None:
+        raise ConflictError(f"job {view['id']} has no payload that could be copied")
+    kept = {"queue": view["queue"], "priority": view["priority"], **view.get("options", {})}
+    if changes.get("unique_key", "") is None:
+        kept = {name: value for name, value in kept.items() if name not in _OF_THE_KEY}
+    return kept

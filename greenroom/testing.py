@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from greenroom.client import Handle, handles_of
-from greenroom.client_jobs import wire_job
+from greenroom.client_jobs import wire_copy, wire_job
 from greenroom.client_submits import reading_failed
 from greenroom.clock import Clock
 from greenroom.errors import FinishedError, GreenroomError, NotFoundError, TooLargeError, WaitTimeoutError
-from greenroom.job import OPTIONS, parse_new_job
+from greenroom.job import OPTIONS, Extras, parse_new_job
 from greenroom.pools import Outcome, RunItem, call_task, outcome_of
 from greenroom.protocol import DEFAULT_LIMITS, pack_value, unpack_value
 from greenroom.retries import next_try
@@ -80,6 +80,9 @@ class LocalJob:
                 "requeues": 0, "failures": self.failures, "cancel_requested": False, "payload_bytes": len(self.payload),
                 "result_bytes": len(self.result or b""), "encoding": self.encoding, "result": self.result,
                 "result_encoding": None if self.result is None else "msgpack", "error": self.error}
+        rare = {name: value for name, value in self.options.items() if name in Extras._fields}
+        if rare:
+            view["options"] = rare
         if self.progress is not None:
             view["progress"], view["progress_text"] = self.progress
         return {**view, "payload": self.payload} if payload else view
@@ -121,7 +124,16 @@ class LocalClient(LocalSteering):
                **options: object) -> Handle:
         """Take one job, as Client.submit. Inline it is run before this returns, unless it is for later."""
         check_names(options, "submit")
-        outcome = self._take(wire_job({**options, "task": task, "payload": payload, "raw": raw}))
+        return self._submit_one(wire_job({**options, "task": task, "payload": payload, "raw": raw}))
+
+    def resubmit(self, job_id: int, payload: object = None, *, raw: bool = False, answer_timeout: float | None = None,
+                 **options: object) -> Handle:
+        """Take a copy of a job, as Client.resubmit. Inline it is run before this returns."""
+        check_names(options, "resubmit")
+        return self._submit_one(wire_copy(self._there(job_id).view(payload=True), payload, raw, options))
+
+    def _submit_one(self, job: dict | GreenroomError) -> Handle:
+        outcome = self._take(job)
         if isinstance(outcome, GreenroomError):
             raise outcome
         self._run_inline()

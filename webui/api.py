@@ -17,6 +17,7 @@ from greenroom.clock import Clock
 from greenroom.errors import GreenroomError, InternalError, from_wire
 from greenroom.filter_text import filter_from_text
 from greenroom.job import NUMBER_LIMIT, OPTIONS, STATE_BY_LABEL
+from greenroom.submit_options import kept_options, merge
 from greenroom.webui import shapes
 from greenroom.webui.api_schedules import ScheduleRoutes
 from greenroom.webui.answers import JSON_TYPE, Refused, dump_json, error_answer
@@ -30,6 +31,7 @@ MAX_PAGE = 200
 MAX_LINES = 1000
 MAX_IDS = 1000  # of one request about many jobs; a list of the protocol holds no more
 SUBMIT_FIELDS = tuple(name for name in OPTIONS if name != "encoding")
+RESUBMIT_FIELDS = tuple(name for name in SUBMIT_FIELDS if name != "task")
 CHANGE_FIELDS = ("priority", "queue", "delay", "run_at", "payload")
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 COVERAGE_S = 1.0  # how long the answer to "who can run this task" is kept: a warning may be that old
@@ -59,6 +61,7 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/jobs/<number>/cancel", api.cancel, "POST")
     route("/api/jobs/<number>/retry", api.retry, "POST")
     route("/api/jobs/<number>/delete", api.delete, "POST")
+    route("/api/jobs/<number>/resubmit", api.resubmit, "POST")
     route("/api/jobs/<number>/runs", api.runs)
     route("/api/failures", api.failures)
     ScheduleRoutes(call, _query, _body, _integer, SUBMIT_FIELDS).add(route)
@@ -146,14 +149,26 @@ class _Api:
     def job(self, number: str) -> dict:
         _no_query()
         job_id = _integer("id", number, NUMBER_LIMIT - 1)
+        return {"job": shapes.job_detail(self._view(job_id))}
+
+    def submit(self) -> dict:
+        return self._submit(shapes.job_fields(_body(*SUBMIT_FIELDS), SUBMIT_FIELDS))
+
+    def resubmit(self, number: str) -> dict:
+        job_id = _integer("id", number, NUMBER_LIMIT - 1)
+        changes = shapes.job_fields(_body(*RESUBMIT_FIELDS), RESUBMIT_FIELDS)
+        view = self._view(job_id)
+        kept = kept_options(view, changes)
+        payload, encoding = (changes.pop("payload"), "msgpack") if "payload" in changes else (view["payload"], view["encoding"])
+        return self._submit({**merge(kept, changes), "task": view["task"], "payload": payload, "encoding": encoding})
+
+    def _view(self, job_id: int) -> dict:
         view = self._call("get", {"jobs": [job_id], "payload": True})["jobs"][0]
         if "state" not in view:
             raise from_wire(view["error"])
-        return {"job": shapes.job_detail(view)}
+        return view
 
-    def submit(self) -> dict:
-        body = _body(*SUBMIT_FIELDS)
-        body = shapes.job_fields(body, SUBMIT_FIELDS)
+    def _submit(self, body: dict) -> dict:
         outcome = self._call("submit", {"jobs": [body]})["jobs"][0]
         if isinstance(outcome, dict) and "duplicate" in outcome:
             return {"id": outcome["duplicate"], "state": outcome["state"], "duplicate": True}

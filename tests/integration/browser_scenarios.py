@@ -117,6 +117,26 @@ def results_are_exact(visit: Visit) -> None:
     visit.page.wait_for_selector(".sheet pre:has-text('618970019642690137449562111')")
 
 
+def a_copy_is_submitted(visit: Visit) -> None:
+    page = visit.page
+    visit.open()
+    number = visit.submit("fibonacci", '{"n": -10}')
+    page.click(f"tr[data-job='{number}'] button")
+    page.click(".sheet button:has-text('Edit and retry')")
+    assert '"n": -10' in page.input_value("#copy-payload")
+    page.fill("#copy-payload", '{"n": 10')
+    page.wait_for_selector("#e-copy:has-text('Not JSON')")
+    assert page.is_disabled(".copy button.go")
+
+    page.fill("#copy-payload", '{"n": 10}')
+    page.click(".copy button.go")
+    page.click(".copy .link")
+
+    page.wait_for_selector(f"#h-drawer:has-text('#{number + 1}')")
+    page.wait_for_selector(".sheet .s-completed")
+    page.wait_for_selector(".sheet pre[aria-label=Result]:has-text('55')")
+
+
 def hostile_text_stays_text(visit: Visit) -> None:
     page = visit.page
     page.add_init_script("document.addEventListener('securitypolicyviolation', (e) => { window.violated = e.violatedDirective; });")
@@ -599,7 +619,7 @@ def the_other_pages_have_contrast_and_fit_a_window(visit: Visit) -> None:
 
 WINDOWS = {the_other_pages_fit_a_phone: (360, 800), nothing_scrolls_sideways_on_a_phone: (360, 800)}
 SCENARIOS: dict[str, Callable[[Visit], None]] = {scenario.__name__: scenario for scenario in (
-    submit_from_the_form_and_watch_it, results_are_exact, hostile_text_stays_text, progress_and_log_lines_are_live, the_page_recovers_after_a_restart,
+    submit_from_the_form_and_watch_it, results_are_exact, a_copy_is_submitted, hostile_text_stays_text, progress_and_log_lines_are_live, the_page_recovers_after_a_restart,
     without_events_the_page_polls_and_comes_back, everything_fits_1440_by_900, nothing_scrolls_sideways_on_a_phone,
     the_broker_itself_is_watched, text_has_contrast_in_both_themes, the_keyboard_is_enough, wrong_input_is_told_at_its_field,
     without_a_worker_the_page_says_how_to_start_one, jobs_are_filtered_by_the_address, pages_of_jobs_go_back_in_time,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -111,6 +112,28 @@ def test_a_task_over_its_soft_limit_notes_how_far_it_is_and_goes_on_in_another_r
         with pytest.raises(InvalidError, match="soft_timeout must be less than timeout") as caught:
             client.submit("count_words", {}, soft_timeout=5, timeout=5)
         assert caught.value.field == "soft_timeout"
+
+
+def test_edit_and_retry_from_python_and_the_command_line(broker: BrokerProcess, start_worker: StartWorker, capsys: pytest.CaptureFixture[str]) -> None:
+    start_worker()
+    with client_of(broker) as client:
+        runpy.run_path(str(ROOT / "docs" / "examples" / "edit_and_retry.py"))["main"](client)
+        *_, second, first, states = capsys.readouterr().out.splitlines()
+        assert second.startswith("job 2 with 6765 as job ") and first.startswith("job 1 with 55 as job ")
+        assert states == "the first ones: ['failed', 'failed']"
+
+        done = command(broker, "resubmit", "1", "--payload", '{"n": 30}', "--wait", "-o", "json")
+        shown = json.loads(done.stdout)
+        assert (done.returncode, shown["result"], shown["queue"], shown["options"]) == (0, 832040, "sums", {"attempts": 1})
+        with pytest.raises(InvalidError, match="priority"):
+            client.resubmit(1, priority=11)
+        with pytest.raises(NotFoundError):
+            client.resubmit(2**52)
+        held = client.submit("fibonacci", {"n": 5}, delay=3600)
+        copy = client.resubmit(held.id, delay=1800)
+        broker.restart(kill=True)
+        assert [(view["state"], view["payload"]) for view in client.get([held.id, copy.id], payload=True)] == [("scheduled", b"\x81\xa1n\x05")] * 2
+    assert command(broker, "resubmit", str(2**52)).returncode == 5
 
 
 @pytest.mark.parametrize("kill", [False, True])

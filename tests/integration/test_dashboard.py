@@ -147,7 +147,7 @@ def with_one_worker(start_both: Callable[[], BrokerProcess]) -> BrokerProcess:
     return start_both()
 
 
-@pytest.mark.parametrize("name", ["submit_from_the_form_and_watch_it", "results_are_exact", "the_keyboard_is_enough", "the_broker_itself_is_watched",
+@pytest.mark.parametrize("name", ["submit_from_the_form_and_watch_it", "results_are_exact", "a_copy_is_submitted", "the_keyboard_is_enough", "the_broker_itself_is_watched",
                                   "wrong_input_is_told_at_its_field", "without_events_the_page_polls_and_comes_back"])
 def test_with_one_worker(scenarios: Scenarios, with_one_worker: object, name: str) -> None:
     scenarios.run(with_one_worker, name)

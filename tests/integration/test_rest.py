@@ -186,6 +186,25 @@ def test_many_jobs_are_cancelled_and_retried_at_once(broker: object) -> None:
     assert [outcome.get("outcome") or outcome["error"]["code"] for outcome in again] == ["CONFLICT"] * 3 + ["queued"] * 2
 
 
+def test_a_copy_of_a_job_has_what_was_changed_and_leaves_the_job_alone(broker: object) -> None:
+    number = submit(broker, "fibonacci", {"n": -1}, queue="q", priority=3, attempts=2, unique_key="k")
+    ask(broker, "POST", f"/api/jobs/{number}/cancel", {})
+
+    path = f"/api/jobs/{number}/resubmit"
+    same, other = ask(broker, "POST", path, {}), ask(broker, "POST", path, {"payload": {"n": 10}, "priority": 1, "unique_key": None})
+    again = ask(broker, "POST", path, {})
+
+    assert (same.status, other.status) == (201, 201) and same.headers["location"] == f"/api/jobs/{same.json['id']}"
+    assert (again.status, again.json["duplicate"], again.json["id"]) == (200, True, same.json["id"])
+    jobs = [ask(broker, "GET", f"/api/jobs/{answer.json['id']}").json["job"] for answer in (same, other)]
+    assert [(job["task"], job["queue"], job["priority"], job["payload"]["preview"], job["options"]) for job in jobs] == [
+        ("fibonacci", "q", 3, {"n": -1}, {"attempts": 2, "unique_key": "k"}), ("fibonacci", "q", 1, {"n": 10}, {"attempts": 2})]
+    assert ask(broker, "GET", f"/api/jobs/{number}").json["job"]["state"] == "cancelled"
+    refusals = [ask(broker, "POST", path, body) for body in ({"task": "t"}, {"priority": 11}, {"payload": {"$base64": "?"}})]
+    assert [(answer.status, answer.json["error"].get("field")) for answer in refusals] == [(400, "task"), (400, "priority"), (400, "payload")]
+    assert ask(broker, "POST", f"/api/jobs/{2**52}/resubmit", {}).status == 404
+
+
 def test_failed_jobs_are_grouped_by_how_they_failed(broker: object, start_worker: object) -> None:
     start_worker()
     numbers = [submit(broker, "fibonacci", {"n": -n}, attempts=1) for n in (1, 20, 300)]

@@ -6,8 +6,8 @@ from datetime import datetime, timezone
 
 import pytest
 
-from greenroom.client_jobs import wire_job
-from greenroom.errors import InvalidError
+from greenroom.client_jobs import wire_copy, wire_job
+from greenroom.errors import ConflictError, InvalidError
 from greenroom.job import OPTIONS, Option
 from greenroom.submit_options import check_names, merge, option_names, wire_options
 
@@ -76,3 +76,27 @@ def test_a_bad_job_is_an_error_that_names_what_is_wrong(given: object, field: st
     error = wire_job(given)
 
     assert isinstance(error, InvalidError) and error.field == field
+
+
+SHOWN = {"id": 7, "task": "t", "queue": "q", "priority": 3, "state": "failed", "run_at": 5.0, "payload": b"\x81\xa1n\x01", "encoding": "msgpack",
+         "options": {"attempts": 2, "backoff": "fixed", "unique_key": "k"}}
+
+
+def test_a_copy_is_like_the_job_but_for_what_is_changed_and_for_when_it_ran() -> None:
+    same = {"task": "t", "queue": "q", "priority": 3, "payload": b"\x81\xa1n\x01", "encoding": "msgpack", **SHOWN["options"]}
+
+    assert wire_copy(SHOWN, None, False, {}) == wire_copy(SHOWN, None, True, {}) == same
+    assert wire_copy(SHOWN, {"n": 2}, False, {"priority": 1, "retries": 0, "unique_key": None, "delay": 5}) == {
+        "task": "t", "queue": "q", "priority": 1, "payload": b"\x81\xa1n\x02", "attempts": 1, "backoff": "fixed", "delay": 5}
+    assert wire_copy(SHOWN, b"raw", True, {"retry_for": 60}) == {
+        **{name: value for name, value in same.items() if name != "attempts"}, "payload": b"raw", "encoding": "raw", "retry_for": 60}
+    throttled = {**SHOWN, "options": {"unique_key": "k", "unique_for": 60, "unique_mode": "throttle"}}
+    assert not {"unique_key", "unique_for", "unique_mode"} & wire_copy(throttled, None, False, {"unique_key": None}).keys()
+    assert wire_copy({**SHOWN, "encoding": "raw", "payload": b"ab"}, None, False, {})["encoding"] == "raw"
+
+
+def test_a_copy_that_cannot_be_is_an_error_and_never_a_job_without_its_payload() -> None:
+    with pytest.raises(ConflictError, match="job 7 has no payload"):
+        wire_copy({**SHOWN, "payload": None}, None, False, {})
+    refused = wire_copy(SHOWN, {"n": object()}, False, {}), wire_copy(SHOWN, "text", True, {}), wire_copy(SHOWN, None, False, {"priority": 11})
+    assert [(type(error), error.field) for error in refused] == [(InvalidError, "payload"), (InvalidError, "payload"), (InvalidError, "priority")]

@@ -120,6 +120,26 @@ def test_progress_log_and_runs_are_kept_and_a_failed_job_can_be_retried(capture:
         list(capture.logs(99))
 
 
+def test_a_failed_job_is_handed_in_again_with_another_payload_and_stays(capture: LocalClient) -> None:
+    job = capture.submit("note", {"what": 1, "fail": True}, queue="q", priority=2, attempts=3)
+    capture.run_due()
+    assert job.status()["state"] == "failed"
+
+    copy = capture.resubmit(job.id, {"what": 2}, priority=1)
+    same = capture.resubmit(job.id, attempts=None)
+    capture.run_due()
+
+    assert ran == [2] and (same.status()["state"], job.status()["state"]) == ("failed", "failed")
+    shown, unchanged = copy.status(), same.status()
+    assert shown["state"] == "completed"
+    assert (shown["queue"], shown["priority"], shown["options"]) == ("q", 1, {"attempts": 3})
+    assert (unchanged["priority"], unchanged.get("options")) == (2, None)
+    with pytest.raises(NotFoundError):
+        capture.resubmit(99)
+    with pytest.raises(InvalidError, match="priority"):
+        capture.resubmit(job.id, priority=11)
+
+
 def test_a_job_that_is_not_begun_in_time_is_expired(capture: LocalClient) -> None:
     late, later = capture.submit("note", {"what": 1}, expires_in=10), capture.submit("note", {"what": 2}, delay=60, expires_in=10)
     capture.advance(11)

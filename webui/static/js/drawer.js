@@ -2,6 +2,7 @@
 
 import { useEffect, useRef, useState } from "../vendor/preact-hooks.js";
 import { useAnswer } from "./ask.js";
+import { CopyForm } from "./copy.js";
 import { clock, count, exact, length, share, shownBlock, visible } from "./format.js";
 import { api, post } from "./live.js";
 import { closeJob, openJob } from "./route.js";
@@ -78,7 +79,8 @@ function Details({ job, reopenJob }) {
     ${job.error && html`<h3>Error</h3><p class="error"><b><bdi>${visible(job.error.name)}</bdi></b> <bdi>${visible(job.error.message)}</bdi></p>
       ${job.error.traceback && html`<pre class="block" tabindex="0" aria-label="Traceback">${visible(job.error.traceback)}</pre>`}`}
     ${job.state === "completed" && html`<${Block} title="Result" shown=${job.result} bytes=${job.result_bytes} />`}
-    <${Block} title="Payload" shown=${job.payload} bytes=${job.payload_bytes} />`;
+    <${Block} title="Payload" shown=${job.payload} bytes=${job.payload_bytes} />
+    ${job.payload && html`<${CopyForm} job=${job} word=${RETRYABLE.includes(job.state) ? "Edit and retry" : "Submit a copy"} />`}`;
 }
 
 /** "25 % · page 1 of 4", or nothing. */

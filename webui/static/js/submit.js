@@ -20,7 +20,7 @@ function otherTasks() {
   return [...names].filter((name) => !(name in EXAMPLES)).sort();
 }
 
-function payloadProblem(text) {
+export function payloadProblem(text) {
   try {
     JSON.parse(text);
     return "";
