@@ -22,7 +22,7 @@ from greenroom.client_backup import Backup, Progress, fetch_backup
 from greenroom.client_controls import Controls
 from greenroom.client_events import EventStream, wanted_fields
 from greenroom.client_failures import FailureCalls
-from greenroom.client_jobs import pack_payload, wire_copy, wire_job
+from greenroom.client_jobs import pack_payload, wire_change, wire_copy, wire_job
 from greenroom.client_filters import bulk, wire_filter
 from greenroom.client_logs import MOST_WAIT_S, read_lines
 from greenroom.client_schedules import ScheduleCalls
@@ -278,15 +278,17 @@ class Client(Controls, ScheduleCalls, FailureCalls):
         that is not finished. A deletion that is asked for again, after a lost connection, is answered GoneError."""
         return self._on_each({"verb": "delete"}, ids)
 
-    def bulk(self, action: str, filter: str | dict, *, dry_run: bool = False, on_progress: Callable[[dict], None] | None = None) -> dict:
-        """Retry, cancel or delete all jobs that fit a filter, slice by slice at the broker; or only count them.
+    def bulk(self, action: str, filter: str | dict, *, dry_run: bool = False, on_progress: Callable[[dict], None] | None = None,
+             priority: int | None = None, queue: str | None = None, delay: float | None = None, run_at: float | datetime | None = None) -> dict:
+        """Retry, cancel, delete or change all jobs that fit a filter, slice by slice at the broker; or only count them.
 
         What was done is done, also if this call ends with an error. Jobs that are submitted meanwhile stay as they are.
 
         Args:
-            action: "retry", "cancel" or "delete". filter: as in `jobs`; jobs in a state that the action is not for do not fit.
+            action: "retry", "cancel", "delete" or "change". filter: as in `jobs`; jobs in a state that the action is not for do not fit.
             dry_run: only count.
             on_progress: called after each slice with what there is so far.
+            priority, queue, delay, run_at: for "change", at least one of them, as in `change`.
 
         Returns:
             `matched`, `done`, `refused` (int), `why` (why the first was refused, or None), `exact` (False: queued and running ones were
@@ -294,7 +296,7 @@ class Client(Controls, ScheduleCalls, FailureCalls):
 
         Raises InvalidError; FullError, StoreFullError or BusyError if the broker takes no more.
         """
-        return bulk(self._call, action, filter, dry_run=dry_run, on_progress=on_progress)
+        return bulk(self._call, action, filter, dry_run=dry_run, on_progress=on_progress, changes=wire_change(priority, queue, delay, run_at))
 
     def change(self, ids: Iterable[int], *, priority: int | None = None, queue: str | None = None, delay: float | None = None,
                run_at: float | datetime | None = None, payload: object = None, raw: bool = False) -> list[str | GreenroomError]:
@@ -307,12 +309,11 @@ class Client(Controls, ScheduleCalls, FailureCalls):
 
         Raises InvalidError or TooLargeError.
         """
-        changes: dict[str, object] = {"priority": priority, "queue": queue, "delay": delay,
-                                      "run_at": run_at.timestamp() if isinstance(run_at, datetime) else run_at}
+        changes = wire_change(priority, queue, delay, run_at)
         if payload is not None:
             changes["payload"] = payload if raw else pack_payload(payload)
             changes["encoding"] = "raw" if raw else "msgpack"
-        return self._on_each({"verb": "change", **{name: value for name, value in changes.items() if value is not None}}, ids)
+        return self._on_each({"verb": "change", **changes}, ids)
 
     def _on_each(self, message: dict, ids: Iterable[int]) -> list[str | GreenroomError]:
         """Send a verb with `jobs` for as many at once as the broker takes; return all outcomes."""

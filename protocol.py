@@ -458,8 +458,8 @@ VERBS: dict[str, tuple[Field, ...]] = {
     "change": (_JOB_IDS, *map(_option, ("priority", "queue", "run_at", "delay", "payload", "encoding"))),
     "purge": (Field("queue", check_name, required=True), Field("task", check_name), Field("before", _integer(1, NUMBER_LIMIT))),
     "bulk": (
-        Field("action", _word("retry", "cancel", "delete"), required=True), Field("filter", _map, required=True),
-        Field("before", _integer(1, NUMBER_LIMIT)), Field("dry_run", check_flag, False)),
+        Field("action", _word("retry", "cancel", "delete", "change"), required=True), Field("filter", _map, required=True),
+        Field("before", _integer(1, NUMBER_LIMIT)), Field("dry_run", check_flag, False), *map(_option, ("priority", "queue", "run_at", "delay"))),
     "explain": (Field("job", _integer(1, NUMBER_LIMIT - 1)), Field("queue", check_name)),
     "subscribe": (
         Field("queue", check_name), Field("task", check_name), Field("kinds", _kinds), Field("boot", _text(MAX_BOOT_CHARACTERS)),

@@ -1,4 +1,4 @@
-"""The verb for many jobs at once: retry, cancel or delete what a filter lets through, a slice a request. Checks, the engine's calls, the answer."""
+"""The verb for many jobs at once: retry, cancel, delete or change what a filter lets through, a slice a request. Checks, the engine's calls, the answer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from greenroom import control_verbs, views
 from greenroom.desk import Desk
 from greenroom.errors import InvalidError, from_wire
-from greenroom.filters import Filter, parse_filter
-from greenroom.job import FINISHED_STATES, QUEUED, RETRYABLE_STATES, RUNNING, Job, State
+from greenroom.filters import ACTION_STATES, Filter, parse_filter
+from greenroom.job import QUEUED, RUNNING, Job
 from greenroom.matching import matching, only_running
 from greenroom.protocol import Request
 from greenroom.records import Lost
@@ -35,16 +35,31 @@ def retry(desk: Desk, job_id: int, found: Job | Lost | None) -> str | None:
     return outcome
 
 
-#: Action -> what does it to one job, and the states of the jobs in question.
-ACTIONS: dict[str, tuple[Act, frozenset[State]]] = {
-    "retry": (retry, RETRYABLE_STATES), "cancel": (cancel, frozenset(State) - FINISHED_STATES), "delete": (control_verbs.delete, FINISHED_STATES),
-}
+def _changing(fields: dict[str, object]) -> Act:
+    """Return what changes one job as the request says; see Engine.change. Raises InvalidError if it says nothing."""
+    wanted = control_verbs.wanted_change(fields, CHANGES, "action")
+    return lambda desk, job_id, found: desk.engine.change(job_id, wanted, desk.now(), found)
+
+
+#: What may be changed of all jobs that fit. No payload: one for all of them is a mistake.
+CHANGES = ("priority", "queue", "run_at", "delay")
+#: Action without further fields -> what does it to one job.
+ACTS: dict[str, Act] = {"retry": retry, "cancel": cancel, "delete": control_verbs.delete}
+
+
+def _act(fields: dict[str, object]) -> Act:
+    if fields["action"] == "change":
+        return _changing(fields)
+    for name in CHANGES:
+        if fields[name] is not None:
+            raise InvalidError(f"{name} goes with the action change, not with {fields['action']}", field=name)
+    return ACTS[fields["action"]]
 
 
 def _bulk(desk: Desk, caller: Caller, request: Request) -> None:
     fields = request.fields
     action, before = fields["action"], fields["before"]
-    act, states = ACTIONS[action]
+    act, states = _act(fields), ACTION_STATES[action]
     wanted = parse_filter(fields["filter"])
     wanted = wanted._replace(states=states if wanted.states is None else wanted.states & states)
     if not wanted.states:

@@ -177,10 +177,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_job_flags(resubmit)
     for name, function, help_text in (("get", do_get, "show jobs"), ("wait", do_wait, "wait for jobs to finish")):
         command(name, function, help_text).add_argument("ids", metavar="ID", nargs="+", type=job_id)
-    _add_bulk_flags(command("cancel", do_cancel, "cancel jobs"))
-    _add_bulk_flags(command("delete", do_delete, "delete finished jobs for good"))
+    add_bulk_flags(command("cancel", do_cancel, "cancel jobs"))
+    add_bulk_flags(command("delete", do_delete, "delete finished jobs for good"))
     retry = command("retry", do_retry, "let jobs run again that failed, were cancelled or expired")
-    _add_bulk_flags(retry)
+    add_bulk_flags(retry)
     retry.add_argument("--group", metavar="FINGERPRINT", help="all that failed alike, see the command failures; with --canary, --yes or --dry-run")
     retry.add_argument("--canary", action="store_true", help="with --group: the newest first, the others once it has completed")
     retry.add_argument("--failed", action="store_true", help="all that failed; with --queue and --task only those of them")
@@ -327,20 +327,22 @@ def do_wait(client: Client, args: argparse.Namespace, output: Output) -> int:
     return code or (JOB_FAILED if any(view["state"] != "completed" for view in there) else DONE)
 
 
-def _add_bulk_flags(parser: argparse.ArgumentParser) -> None:
+def add_bulk_flags(parser: argparse.ArgumentParser) -> None:
+    """Add how a command says which jobs it means: ids or a filter."""
     parser.add_argument("ids", metavar="ID", nargs="*", type=job_id)
     parser.add_argument("--filter", metavar="FILTER", help="instead of ids: all jobs that fit, as in the command jobs")
     parser.add_argument("--dry-run", action="store_true", help="with --filter: only count them")
     parser.add_argument("--yes", action="store_true", help="with --filter: really; without it only how many there are is told")
 
 
-def _check_target(args: argparse.Namespace, *, is_said: bool) -> None:
+def check_target(args: argparse.Namespace, *, is_said: bool) -> None:
+    """Raise ConfigError unless ids are given, or a filter (`is_said`: it, or what stands for it, is), not both."""
     if is_said == bool(args.ids) or (args.filter is None and (args.dry_run or args.yes)):
         raise ConfigError("give ids, or --filter with --yes or --dry-run")
 
 
-def _on_all(client: Client, args: argparse.Namespace, output: Output, action: str) -> int:
-    """Do something to all jobs that a filter lets through; how far it is goes to a terminal only."""
+def on_all(client: Client, args: argparse.Namespace, output: Output, action: str, changes: dict[str, object] | None = None) -> int:
+    """Do something to all jobs that a filter lets through; how far it is goes to a terminal only. `changes`: of the action "change"."""
     def show(sums: dict) -> None:
         sys.stderr.write(f"\r\x1b[K{sums['done']} of {sums['matched']} done, down to job {sums['scanned_to']}" if args.yes and not args.dry_run
                          else f"\r\x1b[K{sums['matched']} found, down to job {sums['scanned_to']}")
@@ -348,7 +350,7 @@ def _on_all(client: Client, args: argparse.Namespace, output: Output, action: st
 
     shows = sys.stderr.isatty()
     try:
-        sums = client.bulk(action, args.filter, dry_run=args.dry_run or not args.yes, on_progress=show if shows else None)
+        sums = client.bulk(action, args.filter, dry_run=args.dry_run or not args.yes, on_progress=show if shows else None, **(changes or {}))
     finally:
         if shows:
             sys.stderr.write("\r\x1b[K")
@@ -364,18 +366,18 @@ def _on_all(client: Client, args: argparse.Namespace, output: Output, action: st
 
 def do_cancel(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`cancel`: print what became of each, or how many there were."""
-    _check_target(args, is_said=args.filter is not None)
+    check_target(args, is_said=args.filter is not None)
     if args.filter is not None:
-        return _on_all(client, args, output, "cancel")
-    return _print_outcomes(args.ids, client.cancel(args.ids), output)
+        return on_all(client, args, output, "cancel")
+    return print_outcomes(args.ids, client.cancel(args.ids), output)
 
 
 def do_delete(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`delete`: print what became of each, or how many there were."""
-    _check_target(args, is_said=args.filter is not None)
+    check_target(args, is_said=args.filter is not None)
     if args.filter is not None:
-        return _on_all(client, args, output, "delete")
-    return _print_outcomes(args.ids, client.delete(args.ids), output)
+        return on_all(client, args, output, "delete")
+    return print_outcomes(args.ids, client.delete(args.ids), output)
 
 
 def do_retry(client: Client, args: argparse.Namespace, output: Output) -> int:
@@ -389,14 +391,14 @@ def do_retry(client: Client, args: argparse.Namespace, output: Output) -> int:
             from greenroom.client_failure_cli import retry_group
             return retry_group(client, args, output)
         args.filter = {"state": "failed", "fingerprint": args.group}
-    _check_target(args, is_said=args.failed or args.filter is not None)
+    check_target(args, is_said=args.failed or args.filter is not None)
     if args.filter is not None:
-        return _on_all(client, args, output, "retry")
+        return on_all(client, args, output, "retry")
     ids = args.ids or [view["id"] for view in client.jobs(state="failed", queue=args.queue, task=args.task)]
     if not ids:
         say("there is none")
         return DONE
-    return _print_outcomes(ids, client.retry(ids), output)
+    return print_outcomes(ids, client.retry(ids), output)
 
 
 def do_runs(client: Client, args: argparse.Namespace, output: Output) -> int:
@@ -418,7 +420,8 @@ def _length(run: dict) -> str:
     return "" if run["started_at"] is None else f"{max(0.0, run['ended_at'] - run['started_at']):.1f} s"
 
 
-def _print_outcomes(ids: list[int], outcomes: list[str | GreenroomError], output: Output) -> int:
+def print_outcomes(ids: list[int], outcomes: list[str | GreenroomError], output: Output) -> int:
+    """Print what became of each job; return the exit code."""
     code = DONE
     rows = []
     for job, outcome in zip(ids, outcomes):

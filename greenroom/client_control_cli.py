@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from greenroom import tables
 from greenroom.client import Client
-from greenroom.client_cli import DONE, USAGE, Output, exit_code, job_id, moment, payload, reader, say
+from greenroom.client_cli import (DONE, USAGE, Output, add_bulk_flags, check_target, job_id, moment, on_all, payload, print_outcomes, reader, say)
 from greenroom.clock import Clock
-from greenroom.errors import ConfigError, GreenroomError
+from greenroom.errors import ConfigError
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?")
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -27,12 +27,12 @@ def add_commands(command: Callable[[str, Callable[..., int], str], argparse.Argu
     _add_target(command("resume", do_resume, "end the pause of a queue or task"))
     command("pauses", do_pauses, "list what is paused")
     change = command("change", do_change, "change jobs that wait")
-    change.add_argument("ids", metavar="ID", nargs="+", type=job_id)
+    add_bulk_flags(change)
     change.add_argument("-p", "--priority", type=int, metavar="N", help="1 (first) to 10 (last); each keeps its place")
     change.add_argument("-q", "--queue", metavar="QUEUE", help="they go to the end of that queue")
     change.add_argument("--delay", type=float, metavar="S", help="not before so many seconds from now; 0: now")
     change.add_argument("--run-at", type=moment, metavar="T", help="not before: 2030-01-31T09:00 or Unix seconds")
-    change.add_argument("--payload", metavar="JSON", help="another map of arguments; - reads it from stdin")
+    change.add_argument("--payload", metavar="JSON", help="another map of arguments; - reads it from stdin; not with --filter")
     purge = command("purge", do_purge, "cancel all jobs that wait in a queue")
     purge.add_argument("queue", metavar="QUEUE")
     purge.add_argument("--task", metavar="TASK", help="only those of this task")
@@ -74,22 +74,18 @@ def do_pauses(client: Client, args: argparse.Namespace, output: Output) -> int:
 
 
 def do_change(client: Client, args: argparse.Namespace, output: Output) -> int:
-    """`change`: print what became of each."""
+    """`change`: print what became of each, or how many there were."""
     changes = {"priority": args.priority, "queue": args.queue, "delay": args.delay, "run_at": args.run_at}
     if args.payload is not None:
         changes["payload"] = payload(args.payload)
     if all(value is None for value in changes.values()):
         raise ConfigError("say what to change: --priority, --queue, --delay, --run-at or --payload")
-    code = DONE
-    rows = []
-    for job, outcome in zip(args.ids, client.change(args.ids, **changes)):
-        if isinstance(outcome, GreenroomError):
-            say(outcome.message)
-            code = max(code, exit_code(outcome))
-            outcome = outcome.code
-        rows.append({"id": job, "outcome": outcome})
-    output.rows(rows, {"id": reader("id"), "outcome": reader("outcome")})
-    return code
+    check_target(args, is_said=args.filter is not None)
+    if args.filter is None:
+        return print_outcomes(args.ids, client.change(args.ids, **changes), output)
+    if args.payload is not None:
+        raise ConfigError("one --payload for all jobs that fit would be a mistake: name them by id")
+    return on_all(client, args, output, "change", changes)
 
 
 def do_purge(client: Client, args: argparse.Namespace, output: Output) -> int:

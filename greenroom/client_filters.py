@@ -25,13 +25,14 @@ def wire_filter(given: str | dict | None) -> dict | None:
     return given
 
 
-def bulk(call: Callable[[dict], dict], action: str, given: str | dict, *, dry_run: bool, on_progress: Callable[[dict], None] | None) -> dict:
+def bulk(call: Callable[[dict], dict], action: str, given: str | dict, *, dry_run: bool, on_progress: Callable[[dict], None] | None,
+         changes: dict[str, object]) -> dict:
     """Do something to all jobs that fit, see Client.bulk.
 
     Args:
-        call: asks the broker, again after a lost connection.
+        call: asks the broker, again after a lost connection. changes: fields of the action "change".
     """
-    message = {"verb": "bulk", "action": action, "filter": wire_filter(given), "dry_run": dry_run}
+    message = {"verb": "bulk", "action": action, "filter": wire_filter(given), "dry_run": dry_run, **changes}
     sums: dict = {"matched": 0, "done": 0, "refused": 0, "why": None, "exact": True, "scanned_to": None}
     before: int | None = None
     while True:

@@ -5,6 +5,8 @@ Must not know connections, frames or handles.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from greenroom.errors import GreenroomError, InvalidError
 from greenroom.job import parse_new_job
 from greenroom.protocol import pack_value
@@ -55,6 +57,12 @@ def wire_copy(view: dict, payload: object, raw: bool, options: dict) -> dict | G
     if payload is None and not isinstance(job, GreenroomError):
         job.update(payload=view["payload"], encoding=view["encoding"])
     return job
+
+
+def wire_change(priority: int | None, queue: str | None, delay: float | None, run_at: float | datetime | None) -> dict[str, object]:
+    """Return what shall change of waiting jobs as the wire has it; the broker checks it."""
+    given = {"priority": priority, "queue": queue, "delay": delay, "run_at": run_at.timestamp() if isinstance(run_at, datetime) else run_at}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _taken_apart(given: object) -> tuple[dict, object, object]:

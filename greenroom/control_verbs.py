@@ -53,19 +53,30 @@ def _pauses(desk: Desk, caller: Caller, request: Request) -> None:
     desk.batches.hold(caller, request.id, {"pauses": [views.pause(pause) for pause in desk.engine.pauses]})
 
 
+def wanted_change(fields: dict[str, object], names: tuple[str, ...], subject: str) -> JobChange:
+    """Return what a request wants of jobs that wait.
+
+    Args:
+        names: the fields that may say it. subject: the field that an error names if none of them does.
+
+    Raises InvalidError.
+    """
+    if all(fields[name] is None for name in names):
+        raise InvalidError(f"a change needs at least one of {', '.join(names)}", field=subject)
+    if fields["delay"] is not None and fields["run_at"] is not None:
+        raise InvalidError("delay and run_at exclude each other", field="delay")
+    return JobChange(fields["priority"], fields["queue"], fields["run_at"], fields["delay"], fields.get("payload"), fields.get("encoding") == "raw")
+
+
 def _change(desk: Desk, caller: Caller, request: Request) -> None:
     fields = request.fields
     ids, payload = fields["jobs"], fields["payload"]
-    if all(fields[name] is None for name in CHANGES):
-        raise InvalidError(f"a change needs at least one of {', '.join(CHANGES)}", field="jobs")
-    if fields["delay"] is not None and fields["run_at"] is not None:
-        raise InvalidError("delay and run_at exclude each other", field="delay")
+    change = wanted_change(fields, CHANGES, "jobs")
     if payload is not None and len(payload) > DEFAULT_LIMITS.payload:
         raise TooLargeError(f"payload has {len(payload)} bytes, the limit is {DEFAULT_LIMITS.payload}", field="payload")
     if payload is not None and len(payload) * len(ids) > CHANGE_BYTES:
         raise TooLargeError(f"{len(ids)} payloads have {len(payload) * len(ids)} bytes, the limit is {CHANGE_BYTES}", field="payload")
     desk.check_room()
-    change = JobChange(fields["priority"], fields["queue"], fields["run_at"], fields["delay"], payload, fields["encoding"] == "raw")
 
     def act(job_id: int, found: Job | Lost | None) -> str | None:
         outcome = desk.engine.change(job_id, change, desk.now(), found)

@@ -11,12 +11,17 @@ from typing import NamedTuple
 
 from greenroom.errors import InvalidError
 from greenroom.failures import FINGERPRINT_CHARS, fingerprint
-from greenroom.job import MOST_TIME, NUMBER_LIMIT, STATE_BY_LABEL, Job, State, check_name, is_number
+from greenroom.job import FINISHED_STATES, MOST_TIME, NUMBER_LIMIT, RETRYABLE_STATES, STATE_BY_LABEL, Job, State, check_name, is_number
 
 #: Characters of a text that is looked for.
 MAX_TEXT = 200
 #: Of each payload and result so many bytes, its preview, are searched.
 PREVIEW_BYTES = 4096
+#: What may be done to all jobs that fit -> the states of the jobs in question.
+ACTION_STATES: dict[str, frozenset[State]] = {
+    "retry": RETRYABLE_STATES, "cancel": frozenset(State) - FINISHED_STATES, "delete": FINISHED_STATES,
+    "change": frozenset({State.SCHEDULED, State.QUEUED}),
+}
 
 
 class Filter(NamedTuple):

@@ -1,8 +1,9 @@
 """For users' tests: a client without a broker. It runs jobs at once (inline) or when told to (capture), and remembers them.
 
 What goes in and comes out is packed and unpacked as on the way through a broker, and a task is called as a worker calls it. Pauses,
-changes, logs and explanations are in testing_steering.py. Must not know pytest (greenroom/pytest_plugin.py). What only the broker
-knows (unique keys, schedules, hard time limits) is not imitated here: greenroom/testing_broker.py starts a real one.
+changes, logs and explanations are in testing_steering.py, filters in testing_bulk.py, groups of failures in testing_failures.py. Must
+not know pytest (greenroom/pytest_plugin.py). What only the broker knows (unique keys, schedules, hard time limits) is not imitated
+here: greenroom/testing_broker.py starts a real one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from greenroom.client import Handle, handles_of
 from greenroom.client_jobs import wire_copy, wire_job
 from greenroom.client_submits import reading_failed
 from greenroom.clock import Clock
-from greenroom.errors import FinishedError, GreenroomError, NotFoundError, TooLargeError, WaitTimeoutError
+from greenroom.errors import FinishedError, GreenroomError, TooLargeError, WaitTimeoutError
 from greenroom.job import OPTIONS, Extras, parse_new_job
 from greenroom.pools import Outcome, RunItem, call_task, outcome_of
 from greenroom.protocol import DEFAULT_LIMITS, pack_value, unpack_value
@@ -28,6 +29,8 @@ from greenroom.submit_options import check_names, wire_options
 from greenroom.task_functions import TaskFunction
 from greenroom.task_outcomes import Retry, Snooze
 from greenroom.tasks import Context, Registry, default_registry
+from greenroom.testing_bulk import LocalBulk
+from greenroom.testing_failures import LocalFailures
 from greenroom.testing_limits import SoftLimits
 from greenroom.testing_steering import WAITING, LocalReports, LocalSteering
 
@@ -88,7 +91,7 @@ class LocalJob:
         return {**view, "payload": self.payload} if payload else view
 
 
-class LocalClient(LocalSteering):
+class LocalClient(LocalBulk, LocalFailures, LocalSteering):
     """Stands where a Client would. Safe in any thread; tasks run in the thread that submits, or calls run_due or advance.
 
     Args:
@@ -99,7 +102,7 @@ class LocalClient(LocalSteering):
         registry: whose tasks are run.
 
     Attributes:
-        submitted: all jobs, in order.
+        submitted: all jobs, in order, also those that were deleted.
     """
 
     def __init__(self, *, inline: bool, raise_errors: bool = True, retries: bool = False,
@@ -108,6 +111,7 @@ class LocalClient(LocalSteering):
         self.raise_errors = raise_errors
         self.retries = retries
         self.submitted: list[LocalJob] = []
+        self._deleted: set[int] = set()
         self._registry = registry
         self._clock = Clock()
         self._moved_s = 0.0
@@ -257,7 +261,7 @@ class LocalClient(LocalSteering):
 
     def _find(self, job_id: int) -> LocalJob | None:
         with self._lock:
-            job = self.submitted[job_id - 1] if 1 <= job_id <= len(self.submitted) else None
+            job = self.submitted[job_id - 1] if 1 <= job_id <= len(self.submitted) and job_id not in self._deleted else None
             if job is not None:
                 self._expire(job)
             return job
@@ -265,13 +269,14 @@ class LocalClient(LocalSteering):
     def _view(self, job_id: int, payload: bool) -> dict:
         job = self._find(job_id)
         if job is None:
-            return {"id": job_id, "error": {"code": "NOT_FOUND", "message": f"there is no job {job_id}"}}
+            missing = self._missing(job_id)
+            return {"id": job_id, "error": {"code": missing.code, "message": missing.message}}
         return job.view(payload=payload)
 
     def _cancel(self, job_id: int) -> str | GreenroomError:
         job = self._find(job_id)
         if job is None:
-            return NotFoundError(f"there is no job {job_id}")
+            return self._missing(job_id)
         with self._lock:
             if job.state == "running":
                 return "requested"

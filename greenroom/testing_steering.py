@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from greenroom.client import Client
 from greenroom.client_jobs import wire_job
-from greenroom.errors import ConflictError, FinishedError, GreenroomError, InvalidError, NotFoundError
+from greenroom.errors import ConflictError, FinishedError, GreenroomError, InvalidError
 from greenroom.job import RETRYABLE_STATES
-from greenroom.testing_failures import LocalFailures, wanted_of
 
 if TYPE_CHECKING:
     from greenroom.testing import LocalJob
@@ -22,7 +21,7 @@ WAITING = ("queued", "scheduled")
 RETRYABLE = tuple(state.label for state in RETRYABLE_STATES)
 
 
-class LocalSteering(LocalFailures):
+class LocalSteering:
     """See the module."""
 
     submitted: list[LocalJob]
@@ -32,6 +31,7 @@ class LocalSteering(LocalFailures):
     _find: Callable[[int], LocalJob | None]
     _line_up: Callable[[LocalJob], None]
     _run_inline: Callable[[], None]
+    _missing: Callable[[int], GreenroomError]
 
     def __getattr__(self, name: str) -> object:
         """Stand for what a Client has and this one has not: an error that says so, when it is called."""
@@ -93,7 +93,7 @@ class LocalSteering(LocalFailures):
     def _change(self, job_id: int, changes: dict) -> str | GreenroomError:
         job = self._find(job_id)
         if job is None:
-            return NotFoundError(f"there is no job {job_id}")
+            return self._missing(job_id)
         with self._lock:
             if job.state == "running":
                 return ConflictError(f"job {job_id} is running: only a job that waits can be changed")
@@ -116,7 +116,7 @@ class LocalSteering(LocalFailures):
     def _retry(self, job_id: int) -> str | GreenroomError:
         job = self._find(job_id)
         if job is None:
-            return NotFoundError(f"there is no job {job_id}")
+            return self._missing(job_id)
         with self._lock:
             if job.state not in RETRYABLE:
                 return ConflictError(f"job {job_id} is {job.state}: only what failed, was cancelled or expired can be retried")
@@ -126,12 +126,6 @@ class LocalSteering(LocalFailures):
         return "queued"
 
     # -- watching -----------------------------------------------------------------------------------------------------------
-
-    def jobs(self, filter: str | dict | None = None, *, state: str | None = None, queue: str | None = None, task: str | None = None,
-             worker: str | None = None, limit: int | None = None, payload: bool = False) -> Iterator[dict]:
-        """Yield views of jobs, newest first, as Client.jobs."""
-        found = self._fitting(wanted_of(filter, self.now(), state=state, queue=queue, task=task, worker=worker))
-        yield from (job.view(payload=payload) for job in found[:limit])
 
     def logs(self, job_id: int, *, after: int = 0, follow: bool = False) -> Iterator[dict]:
         """Yield the lines of a job's log that there are, as Client.logs; with `follow` too: nothing runs meanwhile."""
@@ -166,7 +160,7 @@ class LocalSteering(LocalFailures):
     def _there(self, job_id: int) -> LocalJob:
         job = self._find(job_id)
         if job is None:
-            raise NotFoundError(f"there is no job {job_id}")
+            raise self._missing(job_id)
         return job
 
 

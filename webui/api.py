@@ -227,7 +227,7 @@ class _Api:
             for job_id, outcome in zip(ids, outcomes)]}
 
     def bulk(self) -> dict:
-        body = _body("action", "q", "filter", "before", "dry_run")
+        body = _body("action", "q", "filter", "before", "dry_run", "priority", "queue", "run_at", "delay")
         if ("q" in body) == ("filter" in body):
             raise Refused("INVALID", "give q or filter, one of them", field="filter")
         if "q" in body:

@@ -1,4 +1,4 @@
-"""Find jobs by what is in them, and do something to all that fit: count, cancel, run again, delete. Needs no worker."""
+"""Find jobs by what is in them, and do something to all that fit: count, cancel, run again, change, delete. Needs no worker."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def main(client: Client) -> None:
     print("would be cancelled:", client.bulk("cancel", "queue:letters task:send_*", dry_run=True)["matched"])
     print("cancelled:", client.bulk("cancel", "queue:letters task:send_*")["done"])
     print("run again:", client.bulk("retry", 'queue:letters user2')["done"])
+    print("go first now:", client.bulk("change", "queue:letters user2", priority=1)["done"])
     print("deleted:", client.bulk("delete", "queue:letters created>-1h", on_progress=lambda sums: print("… so far", sums["done"]))["done"])
     print("left:", [view["state"] for view in client.jobs("queue:letters", limit=3)])
 

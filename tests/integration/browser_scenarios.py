@@ -461,6 +461,17 @@ def many_jobs_are_cancelled_and_retried(visit: Visit) -> None:
     page.click("#retry-chosen")
     page.wait_for_selector(f".bulk:has-text('Retried 2 of {len(queued)}. {len(queued) - 2} not possible, such as: job')")
 
+    page.click("#change-all")
+    assert page.is_disabled(".actions form button.go")
+    page.fill(".actions input[name=priority]", "1")
+    page.fill(".actions input[name=delay]", "3600")
+    page.click(".actions form button.go")
+    page.wait_for_selector(f".bulk:has-text('{len(queued)} jobs match and can be changed.')")
+    page.click(".bulk button.go")
+    page.wait_for_selector(f".bulk:has-text('Changed {len(queued)} of {len(queued)}.')")
+    for number in queued:
+        visit.wait_row(number, "status", "scheduled")
+
     at(visit, "#/jobs?task=fibonacci")
     page.click("#retry-all")
     page.wait_for_selector(f".bulk:has-text('{len(failed)} jobs match and can be retried.')")

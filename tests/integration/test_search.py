@@ -124,6 +124,15 @@ def test_all_that_fit_are_retried_cancelled_and_deleted_at_each_door(broker: Bro
     assert (done["matched"], done["done"], done["refused"], done["why"]) == (some, some, 0, None)
     assert [sums["done"] for sums in progress] == [200, some] and progress[-1] == done
 
+    assert client.bulk("change", "queue:default state:queued", delay=3600)["done"] == some
+    shown = command(broker, "change", "--filter", "task:mail.*", "--priority", "1", "--queue", "slow", "--yes", "-o", "json")
+    assert shown.returncode == 0 and json.loads(shown.stdout)["done"] == some
+    answer = ask(broker, "POST", "/api/jobs/bulk", {"action": "change", "q": "queue:slow", "delay": 0, "queue": "fast"}).json
+    broker.restart(kill=True)
+    moved = list(client.jobs(queue="fast"))
+    assert len(moved) == answer["done"] == 200 and {(view["priority"], view["state"]) for view in moved} == {(1, "queued")}
+    assert len(list(client.jobs("state:scheduled queue:slow"))) == some - 200
+
     shown = command(broker, "cancel", "--filter", "task:mail.*", "--yes", "-o", "json")
     assert shown.returncode == 0 and json.loads(shown.stdout)["done"] == some
     counted = command(broker, "delete", "--filter", "state:failed error:KeyError", "--dry-run", "-o", "json")
@@ -142,7 +151,8 @@ def test_bulk_requests_that_cannot_be_meant_are_refused_by_name(broker: BrokerPr
     peer = broker.connect()
 
     for fields, field in (({"action": "purge", "filter": {}}, "action"), ({"action": "retry"}, "filter"), ({"action": "retry", "filter": {"x": 1}}, "x"),
-                          ({"action": "delete", "filter": {"state": "queued"}}, "state"), ({"action": "retry", "filter": {}, "dry_run": 1}, "dry_run")):
+                          ({"action": "delete", "filter": {"state": "queued"}}, "state"), ({"action": "retry", "filter": {}, "dry_run": 1}, "dry_run"),
+                          ({"action": "change", "filter": {}, "priority": 11}, "priority")):
         refused = peer.call("bulk", **fields)["error"]
         assert (refused["code"], refused["field"]) == ("INVALID", field)
     for body, field in (({"action": "retry"}, "filter"), ({"action": "retry", "q": "", "filter": {}}, "filter"), ({"action": "retry", "q": 1}, "q"),
@@ -150,7 +160,7 @@ def test_bulk_requests_that_cannot_be_meant_are_refused_by_name(broker: BrokerPr
         answer = ask(broker, "POST", "/api/jobs/bulk", body)
         assert (answer.status, answer.json["error"]["field"]) == (400, field)
     for arguments in (["cancel"], ["delete", "5", "--filter", ""], ["retry", "--yes", "5"], ["retry", "--failed", "--filter", ""], ["retry", "5", "--queue", "q"],
-                      ["delete", "--filter", "a:b"]):
+                      ["delete", "--filter", "a:b"], ["change", "5"], ["change", "--filter", "", "--payload", "{}", "--yes"], ["change", "5", "--filter", "", "-p", "1"]):
         assert command(broker, *arguments).returncode == 2, arguments
 
 
@@ -160,7 +170,7 @@ def test_the_example_of_the_cookbook_runs(broker: BrokerProcess) -> None:
 
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == [
-        "found: send_mail b'user7@example.org'", "would be cancelled: 30", "cancelled: 30", "run again: 11", "… so far 19", "deleted: 19",
+        "found: send_mail b'user7@example.org'", "would be cancelled: 30", "cancelled: 30", "run again: 11", "go first now: 11", "… so far 19", "deleted: 19",
         "left: ['queued', 'queued', 'queued']"]
     recipe = (ROOT / "docs" / "cookbook.md").read_text().split("## Find jobs")[1]
     quoted = recipe.split("```python\n")[1].split("```")[0]

@@ -348,7 +348,7 @@ class Steerer(Actor):
         if not self.is_greeted or not known:
             return
         target = self.rng.choice([{"queue": name} for name in QUEUES] + [{"task": name} for name in TASKS])
-        verb = self.rng.choice(["pause", "resume", "pauses", "change", "change", "change", "explain", "explain", "purge"])
+        verb = self.rng.choice(["pause", "resume", "pauses", "change", "change", "change", "bulk", "explain", "explain", "purge"])
         if verb == "pause":
             self.ask(verb, _ignore, **target, **{"for": self.rng.choice([1, 2, STEERER_PAUSE_S])}, reason="simulated")
         elif verb == "resume":
@@ -357,6 +357,8 @@ class Steerer(Actor):
             self.ask(verb, _ignore)
         elif verb == "change":
             self.ask(verb, _ignore, jobs=self.rng.sample(known, min(len(known), 2)), **self._change())
+        elif verb == "bulk":
+            self.ask(verb, _ignore, action="change", filter={**target, "id_from": known[0]}, **self._change())
         elif verb == "explain":
             self.ask(verb, _ignore, **self.rng.choice([{"job": self.rng.choice(known)}, {"queue": self.rng.choice(QUEUES)}]))
         elif self.rng.random() < 0.1:

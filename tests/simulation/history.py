@@ -112,6 +112,11 @@ class History:
             if told == "changed" and "priority" in message:
                 self._told_priority[job_id] = message["priority"]
 
+    def _answered_bulk(self, message: dict, answer: dict) -> None:
+        self.world.counts["changed in bulk"] += answer["done"]
+        if answer["done"] + answer["refused"] != answer["matched"]:
+            raise Violation(f"I1: a bulk change left some out: {answer}")
+
     def _answered_purge(self, message: dict, answer: dict) -> None:
         self.world.counts["purge"] += 1
 

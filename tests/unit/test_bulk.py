@@ -65,6 +65,27 @@ def test_an_action_takes_only_jobs_in_the_states_that_it_is_for(dispatch: Dispat
     assert caller.call("get", jobs=[running])["jobs"][0]["cancel_requested"] is True
 
 
+def test_what_waits_is_changed_and_what_was_said_by_mistake_is_named(dispatch: Dispatch) -> None:
+    caller, worker = Caller(dispatch), Caller(dispatch, "worker")
+    running, first, second = submitted(caller, 3)
+    (other,) = submitted(caller, 1, "u")
+    worker.call("reserve", n=1)
+
+    counted = caller.call("bulk", action="change", filter={"task": "t"}, dry_run=True, priority=1)
+    assert (counted["matched"], counted["exact"], counted["done"]) == (3, False, 0), "the store has the running one as queued"
+    later = caller.call("bulk", action="change", filter={"task": "t"}, queue="slow", delay=60.0)
+    now = caller.call("bulk", action="change", filter={"state": "scheduled", "queue": "slow"}, priority=1, delay=0.0)
+
+    assert (later["matched"], later["done"], later["refused"]) == (now["matched"], now["done"], now["refused"]) == (2, 2, 0)
+    shown = [(view["queue"], view["priority"], view["state"]) for view in caller.call("get", jobs=[running, first, second, other])["jobs"]]
+    assert shown == [("default", 5, "running"), ("slow", 1, "queued"), ("slow", 1, "queued"), ("default", 5, "queued")]
+    for fields, field in (({}, "action"), ({"delay": 1.0, "run_at": 5.0}, "delay"), ({"priority": 1, "filter": {"state": "failed"}}, "state")):
+        refused = caller.call("bulk", **{"action": "change", "filter": {}, **fields})
+        assert isinstance(refused, InvalidError) and refused.field == field
+    refused = caller.call("bulk", action="cancel", filter={}, queue="slow")
+    assert isinstance(refused, InvalidError) and refused.field == "queue"
+
+
 @pytest.mark.parametrize("dispatch", [Caps(waiting_jobs=5)], indirect=True)
 def test_when_the_broker_is_full_a_slice_ends_there_and_the_next_one_begins_there(dispatch: Dispatch) -> None:
     caller = Caller(dispatch)

@@ -8,7 +8,7 @@ import pytest
 
 from greenroom import tasks
 from greenroom.default_client import set_default_client
-from greenroom.errors import ConflictError, FinishedError, InvalidError, NotFoundError
+from greenroom.errors import ConflictError, FinishedError, GoneError, InvalidError, NotFoundError
 from greenroom.protocol import pack_value
 from greenroom.tasks import Context, Registry, task
 from greenroom.testing import LocalClient
@@ -173,6 +173,35 @@ def test_with_retries_a_failed_job_is_tried_again_as_its_options_say(capture: Lo
     with pytest.raises(LookupError):
         capture.run_due()
     assert other.status()["state"] == "failed"
+
+
+def test_what_fits_a_filter_is_listed_changed_cancelled_retried_and_deleted(capture: LocalClient) -> None:
+    jobs = capture.submit_many([("note", {"what": f"to {number}", "fail": number == 2}) for number in range(3)], queue="mail", attempts=1)
+    other = capture.submit("note", {"what": "else"})
+    ids = [job.id for job in jobs]
+    assert [view["id"] for view in capture.jobs('queue:mail "TO 1"')] == [ids[1]]
+    progress: list[dict] = []
+
+    assert capture.bulk("change", "queue:mail", dry_run=True, priority=1)["done"] == 0
+    changed = capture.bulk("change", "queue:mail id<3", on_progress=progress.append, delay=60, priority=1)
+    assert progress == [changed] and (changed["matched"], changed["done"], changed["refused"]) == (2, 2, 0)
+    assert [(job.status()["state"], job.status()["priority"]) for job in jobs] == [("scheduled", 1)] * 2 + [("queued", 5)]
+    assert capture.run_due() == 2 and capture.bulk("retry", "error:LookupError")["done"] == 1
+    assert capture.bulk("cancel", {"state": "scheduled"})["done"] == 2
+    assert capture.delete([ids[0], ids[2], 99])[0] == "deleted"
+    assert [error.code for error in capture.delete([ids[0], ids[2], 99])] == ["GONE", "CONFLICT", "NOT_FOUND"]
+    assert capture.bulk("delete", "created>-1h")["done"] == 2 and [view["id"] for view in capture.jobs()] == [ids[2]]
+    with pytest.raises(GoneError):
+        other.status()
+    assert len(capture.submitted) == 4 and capture.get([ids[0]])[0]["error"]["code"] == "GONE"
+
+
+def test_a_bulk_action_that_cannot_be_meant_is_refused_by_name(capture: LocalClient) -> None:
+    for action, filter, changes, field in (("fly", {}, {}, "action"), ("change", {}, {}, "action"), ("change", {}, {"priority": 11}, "priority"),
+                                           ("retry", {}, {"queue": "q"}, "queue"), ("retry", "state:queued", {}, "state"), ("retry", {"x": 1}, {}, "x")):
+        with pytest.raises(InvalidError) as caught:
+            capture.bulk(action, filter, **changes)
+        assert caught.value.field == field
 
 
 def test_what_needs_a_broker_says_what_to_use(capture: LocalClient) -> None:

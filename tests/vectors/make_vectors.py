@@ -60,6 +60,7 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "delete_reply": ("S: one still runs", {"id": 21, "outcomes": ["deleted", {"code": "CONFLICT", "message":
                      "job 7 is running: only a finished job can be deleted"}]}),
     "bulk": ("C: how many timed out?", {"verb": "bulk", "id": 22, "action": "retry", "filter": {"error": "TimeoutError"}, "dry_run": True}),
+    "bulk_change": ("C: what waits of a task shall go first", {"verb": "bulk", "id": 22, "action": "change", "filter": {"task": "mail.*"}, "priority": 1}),
     "bulk_reply": ("S: so many down to job 4712, and there are older jobs", {"id": 22, "matched": 17, "exact": True, "done": 0, "refused": 0, "why": None,
                    "next": 4712, "scanned_to": 4712}),
     "runs": ("C: what became of its runs", {"verb": "runs", "id": 20, "job": 9}),

@@ -9,8 +9,8 @@ const IDS_A_REQUEST = 100;
 const MOST_TRIES = 10; // of one request that the broker had no room for
 const PAUSE_MS = 1000;
 
-const DO = { retry: "Retry", cancel: "Cancel", delete: "Delete" };
-const DONE = { retry: "Retried", cancel: "Cancelled", delete: "Deleted" };
+const DO = { retry: "Retry", cancel: "Cancel", delete: "Delete", change: "Change" };
+const DONE = { retry: "Retried", cancel: "Cancelled", delete: "Deleted", change: "Changed" };
 
 const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
 
@@ -26,11 +26,11 @@ async function patiently(ask) {
   }
 }
 
-/** Goes through all jobs that a filter lets through, slice by slice: `take(slice)` returns false to stop. Returns whether it came to the end. */
-async function slices(action, q, isDry, take) {
+/** Goes through all jobs that a filter lets through, slice by slice: `take(slice)` returns false to stop. Returns whether it came to the end. `changes`: of the action "change". */
+async function slices(action, q, changes, isDry, take) {
   let before = null;
   do {
-    const slice = await patiently(() => post("/api/jobs/bulk", JSON.stringify({ action, q, dry_run: isDry, before })));
+    const slice = await patiently(() => post("/api/jobs/bulk", JSON.stringify({ action, q, ...changes, dry_run: isDry, before })));
     before = slice.next;
     if (!take(slice) && before) return false;
   } while (before);
@@ -65,31 +65,31 @@ export function useBulk(onEnd) {
   }
 
   /** Counts what fits a filter, then asks. */
-  async function prepare(verb, q) {
+  async function prepare(verb, q, changes = {}) {
     isStopped.current = false;
     let total = 0;
     let isExact = true;
     setNow({ step: "counting", found: 0 });
     try {
-      const isAll = await slices(verb, q, true, ({ matched, exact }) => {
+      const isAll = await slices(verb, q, changes, true, ({ matched, exact }) => {
         total += matched;
         isExact = isExact && exact;
         setNow({ step: "counting", found: total });
         return goesOn();
       });
-      setNow({ step: "asking", verb, q, total, isAll, isExact });
+      setNow({ step: "asking", verb, q, changes, total, isAll, isExact });
     } catch (error) {
       setNow({ step: "done", verb, good: 0, done: 0, total: 0, refused: 0, why: error.message });
     }
   }
 
   /** Does it to all that fit, newest first. */
-  async function runAll(verb, q, total) {
+  async function runAll({ verb, q, changes, total }) {
     isStopped.current = false;
     const sum = { step: "doing", verb, total, done: 0, good: 0, refused: 0, why: "" };
     setNow({ ...sum });
     try {
-      await slices(verb, q, false, (slice) => {
+      await slices(verb, q, changes, false, (slice) => {
         sum.good += slice.done;
         sum.refused += slice.refused;
         sum.done += slice.matched;
@@ -106,7 +106,7 @@ export function useBulk(onEnd) {
   }
 
   const ask = (verb, ids) => setNow({ step: "asking", verb, ids, total: ids.length, isAll: true, isExact: true });
-  const goOn = () => (now.ids ? run(now.verb, now.ids) : runAll(now.verb, now.q, now.total));
+  const goOn = () => (now.ids ? run(now.verb, now.ids) : runAll(now));
   const stop = () => { isStopped.current = true; };
   const clear = () => setNow({ step: "" });
   return { now, isBusy: now.step === "counting" || now.step === "doing", run, runAll, ask, prepare, goOn, stop, clear };

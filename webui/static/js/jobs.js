@@ -3,6 +3,7 @@
 import { useEffect, useState } from "../vendor/preact-hooks.js";
 import { useAnswer } from "./ask.js";
 import { BulkStatus, useBulk } from "./bulk.js";
+import { ChangeAll } from "./change_all.js";
 import { count } from "./format.js";
 import { api } from "./live.js";
 import { JobTable, STATES } from "./log.js";
@@ -14,6 +15,7 @@ const LIMIT = 50;
 const MOST_ASKED = 10; // requests for one page: each looks for 0.1 s
 const FILTERS = ["state", "queue", "task", "worker", "q"];
 const RETRYABLE = ["failed", "cancelled", "expired"];
+const WAITING = ["scheduled", "queued"];
 const FINISHED = ["completed", ...RETRYABLE];
 const ACTIONS = { retry: RETRYABLE, cancel: STATES.filter((state) => !FINISHED.includes(state)), delete: FINISHED };
 const WORDS = { retry: "Retry", cancel: "Cancel", delete: "Delete" };
@@ -103,5 +105,6 @@ function Actions({ chosen, filters, bulk }) {
     ${Object.keys(ACTIONS).filter((verb) => !filters.state || ACTIONS[verb].includes(filters.state)).map((verb) =>
       html`<button type="button" key=${verb} id="${verb}-all" class=${verb === "retry" ? "" : "danger"} disabled=${bulk.isBusy}
         onClick=${() => bulk.prepare(verb, lineOf(filters))}>${WORDS[verb]} all that match …</button>`)}
+    ${(!filters.state || WAITING.includes(filters.state)) && html`<${ChangeAll} isOff=${bulk.isBusy} onChange=${(changes) => bulk.prepare("change", lineOf(filters), changes)} />`}
   </div>`;
 }
