@@ -287,7 +287,7 @@ GOOD = {
     "change": {"jobs": [1], "priority": 10, "queue": "q", "run_at": 0, "delay": 1.5, "payload": b"", "encoding": "raw"},
     "purge": {"queue": "q", "task": "t", "before": 2**53},
     "delete": {"jobs": [2**53 - 1]},
-    "bulk": {"action": "delete", "filter": {"task": "t*"}, "before": 2**53, "dry_run": True},
+    "bulk": {"action": "delete", "filter": {"task": "t*"}, "before": 2**53, "dry_run": True, "priority": 1, "queue": "q", "run_at": 0, "delay": 1},
     "explain": {"job": 2**53 - 1, "queue": "q"},
     "subscribe": {"queue": "q", "task": "t", "kinds": ["failed", "progress"], "boot": "b" * 32, "after": 0},
     "backup": {"step": "read", "backup": bytes(16), "offset": 2**53 - 1, "size": 2**20},
@@ -311,7 +311,7 @@ BAD = {
     "timezone": ["z" * 65, 1], "overlap": ["all", None, 1], "missed": ["never", ["skip"]], "missed_max": [0, 101, True, "1"],
     "reason": ["r" * 257, b"r"],
     "kinds": ["failed", ["born"], [1], {}], "boot": ["b" * 33, b"b", 1], ("subscribe", "after"): [-1, 2**53, "1", 0.5, True],
-    "filter": [[], "task:t", 1], "action": ["change", "", 1], "dry_run": [1, "yes"],
+    "filter": [[], "task:t", 1], "action": ["pause", "", 1], "dry_run": [1, "yes"],
     "offset": [-1, 2**53, 0.0, True, "0"], "size": [0, 2**20 + 1, True, "1"],
 }
 

@@ -80,8 +80,6 @@ def test_what_failed_alike_is_grouped_found_and_retried_one_first(capture: Local
     assert (done.outcome, done.canary, done.retried) == ("retried", ids[2], 3) and capture.failures().groups == []
     with pytest.raises(NotFoundError):
         capture.retry_group(group.fingerprint)
-    with pytest.raises(NotImplementedError, match="greenroom_broker"):
-        capture.bulk("delete", {})
 
 
 def test_a_waiting_job_is_changed_and_others_are_not(capture: LocalClient) -> None:
