@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from greenroom import suspects
 from tests.core import FINISHED_LABELS, lease_end
 from tests.simulation.blame import Blame
 from tests.simulation.world import Violation, World
@@ -260,7 +261,8 @@ class History:
         """A run over its soft limit was told so (I10)."""
         limit_s = self.attempted[self.payloads[lease.job.id]].soft_timeout
         since = self._granted_at.get((lease.job.id, lease.fence))
-        if limit_s is None or since is None or self._forgiven_since(since, since + limit_s) > now - 1.0:
+        wait_s = suspects.SUSPECT_WAIT_S if lease.job.crashes else 0.0  # until it is alone in its worker
+        if limit_s is None or since is None or self._forgiven_since(since, since + limit_s + wait_s) > now - 1.0:
             return
         if lease.limits is None or not lease.limits.is_told:
             raise Violation(f"I10: the run of {lease.job} goes on {now - since} s after it began, its soft limit is {limit_s}, and nobody was told")
