@@ -398,6 +398,7 @@ def _option(name: str) -> Field:
 
 _WAIT = Field("wait", seconds_between(0, DEFAULT_LIMITS.wait), 0.0)
 _JOB_IDS = Field("jobs", _ids, required=True)
+_QUEUE = Field("queue", check_name, required=True)
 _SCHEDULE = Field("name", check_name, required=True)
 
 #: Verb -> its fields. The specification's tables say the same; a test compares them.
@@ -455,8 +456,14 @@ VERBS: dict[str, tuple[Field, ...]] = {
         Field("by", _text(128))),
     "resume": (Field("queue", check_name), Field("task", check_name)),
     "pauses": (),
+    "limit": (
+        _QUEUE, Field("jobs", _integer(1, NUMBER_LIMIT - 1)), Field("bytes", _integer(1, NUMBER_LIMIT - 1)),
+        Field("urgent", OPTIONS["priority"].check), Field("extra", _integer(1, 1000), 10), Field("reason", _text(256), ""),
+        Field("by", _text(128))),
+    "unlimit": (_QUEUE,),
+    "limits": (),
     "change": (_JOB_IDS, *map(_option, ("priority", "queue", "run_at", "delay", "payload", "encoding"))),
-    "purge": (Field("queue", check_name, required=True), Field("task", check_name), Field("before", _integer(1, NUMBER_LIMIT))),
+    "purge": (_QUEUE, Field("task", check_name), Field("before", _integer(1, NUMBER_LIMIT))),
     "bulk": (
         Field("action", _word("retry", "cancel", "delete", "change"), required=True), Field("filter", _map, required=True),
         Field("before", _integer(1, NUMBER_LIMIT)), Field("dry_run", check_flag, False), *map(_option, ("priority", "queue", "run_at", "delay"))),

@@ -26,7 +26,7 @@ from greenroom.engine import Engine
 from greenroom.errors import GreenroomError, UnknownOutcomeError
 from greenroom.events import EventLog, finished_event
 from greenroom.job import RUNNING, SMALL_BYTES, Job
-from greenroom.records import Damaged, LogLine, Lost, Pause, StoredSchedule, Submission
+from greenroom.records import Damaged, LogLine, Lost, Pause, QueueLimit, StoredSchedule, Submission
 from greenroom.sessions import Lease
 from greenroom.stores import Store
 from greenroom.waits import Waits
@@ -106,7 +106,8 @@ class Budget:
 class Batch:
     """Rows of one transaction, and what leaves after it."""
 
-    __slots__ = ("dirty", "submissions", "damaged", "schedules", "pauses", "deleted", "lines", "first_lines", "leaving", "held_bytes", "payload_bytes")
+    __slots__ = ("dirty", "submissions", "damaged", "schedules", "pauses", "limits", "deleted", "lines", "first_lines", "leaving",
+                 "held_bytes", "payload_bytes")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
@@ -114,6 +115,7 @@ class Batch:
         self.damaged: list[Damaged] = []
         self.schedules: dict[str, StoredSchedule | None] = {}  # None: deleted
         self.pauses: dict[tuple[str, str], Pause | None] = {}
+        self.limits: dict[str, QueueLimit | None] = {}
         self.deleted: list[int] = []
         self.lines: list[LogLine] = []  # their jobs are among `dirty`
         self.first_lines: dict[int, int] = {}
@@ -125,7 +127,7 @@ class Batch:
     @property
     def has_rows(self) -> bool:
         """True if it needs a COMMIT of its own."""
-        return bool(self.dirty or self.submissions or self.damaged or self.schedules or self.pauses or self.deleted)
+        return bool(self.dirty or self.submissions or self.damaged or self.schedules or self.pauses or self.limits or self.deleted)
 
 
 class Batches:
@@ -202,6 +204,9 @@ class Batches:
         if effects.pauses:
             self._note_rows()
             self._gathering.pauses.update(effects.pauses)
+        if effects.limits:
+            self._note_rows()
+            self._gathering.limits.update(effects.limits)
         if effects.deleted:
             self._note_rows()
             self._gathering.deleted += effects.deleted
@@ -385,6 +390,7 @@ class Batches:
             self._closed.damaged.extend(batch.damaged)
             self._closed.schedules.update(batch.schedules)
             self._closed.pauses.update(batch.pauses)
+            self._closed.limits.update(batch.limits)
             self._closed.deleted += batch.deleted
             self._closed.leaving.extend(batch.leaving)
             self._closed.held_bytes += batch.held_bytes
@@ -397,6 +403,8 @@ class Batches:
             self.store.set_aside(batch.damaged)
         if batch.pauses:
             self.store.keep_pauses(batch.pauses)
+        if batch.limits:
+            self.store.keep_limits(batch.limits)
         if batch.lines:
             self.store.add_lines(batch.lines, batch.first_lines)
         if batch.deleted:

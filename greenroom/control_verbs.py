@@ -1,4 +1,4 @@
-"""The verbs for those who steer the broker: pause, resume, change, purge, delete, explain. Checks, one call of the engine, answer.
+"""The verbs for those who steer the broker: pause, resume, limit, change, purge, delete, explain. Checks, one call of the engine, answer.
 
 What they do is in controls.py, what explanations say in gates.py.
 """
@@ -14,7 +14,7 @@ from greenroom.gates import explain_job, explain_queue
 from greenroom.filters import Filter
 from greenroom.job import QUEUED, SCHEDULED, Job, JobChange
 from greenroom.protocol import DEFAULT_LIMITS, Request
-from greenroom.records import Lost, Pause
+from greenroom.records import Lost, Pause, QueueLimit
 from greenroom.verb_parts import Caller, each_job, load, on_each
 
 #: Jobs that one purge looks at; then its peer asks for more.
@@ -33,11 +33,15 @@ def _target(request: Request) -> tuple[str, str]:
     return ("queue", queue) if queue is not None else ("task", task)
 
 
+def _by(caller: Caller, request: Request) -> str:
+    """Return who asks for it."""
+    return request.fields["by"] or (caller.session.name if caller.session is not None else "web")
+
+
 def _pause(desk: Desk, caller: Caller, request: Request) -> None:
     kind, name = _target(request)
     fields, now = request.fields, desk.now()
-    by = fields["by"] or (caller.session.name if caller.session is not None else "web")
-    pause = Pause(kind, name, now, None if fields["for"] is None else now + fields["for"], fields["reason"], by)
+    pause = Pause(kind, name, now, None if fields["for"] is None else now + fields["for"], fields["reason"], _by(caller, request))
     desk.engine.pause(pause, now)
     desk.after_call()
     desk.batches.hold(caller, request.id, {"pause": views.pause(pause)})
@@ -66,6 +70,27 @@ def wanted_change(fields: dict[str, object], names: tuple[str, ...], subject: st
     if fields["delay"] is not None and fields["run_at"] is not None:
         raise InvalidError("delay and run_at exclude each other", field="delay")
     return JobChange(fields["priority"], fields["queue"], fields["run_at"], fields["delay"], fields.get("payload"), fields.get("encoding") == "raw")
+
+
+def _limit(desk: Desk, caller: Caller, request: Request) -> None:
+    fields = request.fields
+    if fields["jobs"] is None and fields["bytes"] is None:
+        raise InvalidError("a limit needs jobs, bytes or both", field="jobs")
+    limit = QueueLimit(fields["queue"], fields["jobs"], fields["bytes"], fields["urgent"], fields["extra"], desk.now(), fields["reason"],
+                       _by(caller, request))
+    limited = desk.engine.limit(limit)
+    desk.after_call()
+    desk.batches.hold(caller, request.id, {"limit": views.limit(limited)})
+
+
+def _unlimit(desk: Desk, caller: Caller, request: Request) -> None:
+    removed = desk.engine.unlimit(request.fields["queue"], desk.now())
+    desk.after_call()
+    desk.batches.hold(caller, request.id, {"removed": removed})
+
+
+def _limits(desk: Desk, caller: Caller, request: Request) -> None:
+    desk.batches.hold(caller, request.id, {"limits": [views.limit(limited) for limited in desk.engine.limits]})
 
 
 def _change(desk: Desk, caller: Caller, request: Request) -> None:
@@ -137,5 +162,6 @@ def _explain(desk: Desk, caller: Caller, request: Request) -> None:
 
 
 HANDLERS: dict[str, Callable[[Desk, Caller, Request], None]] = {
-    "pause": _pause, "resume": _resume, "pauses": _pauses, "change": _change, "purge": _purge, "delete": _delete, "explain": _explain,
+    "pause": _pause, "resume": _resume, "pauses": _pauses, "limit": _limit, "unlimit": _unlimit, "limits": _limits,
+    "change": _change, "purge": _purge, "delete": _delete, "explain": _explain,
 }

@@ -1,4 +1,4 @@
-"""The engine's rules for those who steer it: queues and tasks that are paused, waiting jobs that are changed or purged,
+"""The engine's rules for those who steer it: queues and tasks that are paused, queues that are limited, waiting jobs that are changed or purged,
 finished ones that are deleted.
 
 Pure, like engine.py, which builds on this class. A pause closes whole lanes: a closed lane belongs to no reserve group, so neither
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from greenroom.deadlines import DeadlineRules
 from greenroom.errors import BusyError, ConflictError, DrainingError, FullError
-from greenroom.events import job_event, pause_event, resume_event
+from greenroom.events import job_event, limit_event, pause_event, resume_event, unlimit_event
 from greenroom.job import CANCELLED, FINISHED_STATES, QUEUED, RUNNING, SCHEDULED, Job, JobChange, Rewrite, move, rank_of
 from greenroom.lanes import Lane
 from greenroom.pauses import MAX_PAUSES
-from greenroom.records import Lost, Pause
+from greenroom.queue_limits import MAX_LIMITS, LimitedQueue
+from greenroom.records import Lost, Pause, QueueLimit
 
 
 class ControlRules(DeadlineRules):
@@ -54,6 +55,35 @@ class ControlRules(DeadlineRules):
         for pause in self.pauses.over(now):
             self.resume(pause.kind, pause.name, now)
 
+    def limit(self, limit: QueueLimit) -> LimitedQueue:
+        """Let no more than so much wait in a queue by submits; what waits already stays. Replaces a limit that there is.
+
+        Raises FullError beyond MAX_LIMITS.
+        """
+        if self.limits.get(limit.queue) is None and len(self.limits) >= MAX_LIMITS:
+            raise FullError(f"{len(self.limits)} queues have a limit, the cap", field="queue")
+        limited = self.limits.put(limit, self._lanes_of("queue", limit.queue))
+        self.effects.limits[limit.queue] = limit
+        if self.is_watched:
+            self.effects.events.append(limit_event(limit))
+        return limited
+
+    def unlimit(self, queue: str, now: float) -> bool:
+        """End the limit of a queue; returns False if it had none."""
+        ended = self.limits.end(queue)
+        if ended is None:
+            return False
+        self.effects.limits[queue] = None
+        if self.is_watched:
+            self.effects.events.append(unlimit_event(ended, now))
+        return True
+
+    def check_limit(self, queue: str, priority: int, jobs: int, size: int, now: float) -> None:
+        """Raise FullError if the limit of a queue has no room for so many more jobs of a priority with so many more bytes of payloads."""
+        limited = self.limits.get(queue)
+        if limited is not None:
+            limited.check(priority, jobs, size, self.paces, now)
+
     # -- single jobs --------------------------------------------------------------------------------------------------------
 
     def change(self, job_id: int, change: JobChange, now: float, loaded: Job | Lost | None = None) -> str | None:
@@ -73,7 +103,7 @@ class ControlRules(DeadlineRules):
         moves_queue = change.queue is not None and change.queue != job.queue
         to = job.state if run_at is None else SCHEDULED if run_at > now else QUEUED
         has_new_place = to is QUEUED and (moves_queue or job.state is SCHEDULED)
-        self._check_change(job, change, has_new_place=has_new_place)
+        self._check_change(job, change, now, has_new_place=has_new_place)
         lane = self._lane_for(change.queue, job.task) if moves_queue else job.lane
 
         self._take_out(job)
@@ -103,13 +133,19 @@ class ControlRules(DeadlineRules):
         self._serve_returned(now)
         return "changed"
 
-    def _check_change(self, job: Job, change: JobChange, *, has_new_place: bool) -> None:
+    def _check_change(self, job: Job, change: JobChange, now: float, *, has_new_place: bool) -> None:
         if self.draining:
             raise DrainingError("the broker is stopping", retry_after_s=1.0)
         if change.payload is not None:
             size = self.waiting_bytes - job.payload_bytes + len(change.payload)
             if size > self.caps.waiting_bytes and len(change.payload) > job.payload_bytes:
                 raise FullError(f"waiting payloads are at their cap of {self.caps.waiting_bytes} bytes", retry_after_s=5.0)
+        payload_bytes = job.payload_bytes if change.payload is None else len(change.payload)
+        priority = job.priority if change.priority is None else change.priority
+        if change.queue is None or change.queue == job.queue:
+            self.check_limit(job.queue, priority, 0, payload_bytes - job.payload_bytes, now)
+        else:
+            self.check_limit(change.queue, priority, 1, payload_bytes, now)
         if has_new_place and not self.ids.left:
             raise BusyError("job numbers are being fetched", retry_after_s=0.05)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from greenroom.events import Event
 from greenroom.job import Job
-from greenroom.records import Damaged, LogLine, Pause
+from greenroom.records import Damaged, LogLine, Pause, QueueLimit
 
 if TYPE_CHECKING:
     from greenroom.lanes import Lane
@@ -45,13 +45,14 @@ class Effects:
         wants_scheduled: the window of scheduled jobs wants more. wants_expired: jobs may wait that should have begun by now.
         damaged: waiting jobs that the store must set aside.
         pauses: (kind, name) -> the pause that the store must keep; None: it is over.
+        limits: queue -> the limit that the store must keep; None: it is over.
         events: what happened, for those who subscribed; what became of jobs that finished is not among them.
         deleted: ids of finished jobs of which nothing shall be left.
         lines: log lines of jobs. first_lines: job id -> number of its first line that is still kept.
     """
 
     __slots__ = ("dirty", "deliveries", "notices", "finished", "closes", "refills", "wants_scheduled", "wants_expired", "damaged",
-                 "pauses", "events", "deleted", "lines", "first_lines")
+                 "pauses", "limits", "events", "deleted", "lines", "first_lines")
 
     def __init__(self) -> None:
         self.dirty: dict[int, Job] = {}
@@ -64,6 +65,7 @@ class Effects:
         self.wants_expired = False
         self.damaged: list[Damaged] = []
         self.pauses: dict[tuple[str, str], Pause | None] = {}
+        self.limits: dict[str, QueueLimit | None] = {}
         self.events: list[Event] = []
         self.deleted: list[int] = []
         self.lines: list[LogLine] = []
@@ -73,4 +75,4 @@ class Effects:
     def is_unusual(self) -> bool:
         """True if anything is wished for but rows, deliveries and news of finished jobs."""
         return bool(self.notices or self.closes or self.refills or self.wants_scheduled or self.wants_expired or self.damaged
-                    or self.pauses or self.deleted or self.lines)
+                    or self.pauses or self.limits or self.deleted or self.lines)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from greenroom.controls import ControlRules
 from greenroom.effects import Delivery, Notice
-from greenroom.errors import BusyError, ConflictError, DrainingError, FinishedError, FullError, GoneError, NotFoundError
+from greenroom.errors import BusyError, ConflictError, DrainingError, FinishedError, FullError, GoneError, GreenroomError, NotFoundError
 from greenroom.events import job_event
 from greenroom.expiry import LOOKS_APART_S
 from greenroom.groups import Group
@@ -51,6 +51,7 @@ class Engine(ControlRules):
     def restore(self, restored: Restored, now: float, grace_s: float) -> None:
         """Start from what the store found. Leases hold for `grace_s` from now, whatever their stored times say."""
         self.pauses.restore(restored.pauses)  # before there is a lane that somebody could take from
+        self.limits.restore(restored.limits)
         for counts in restored.lanes:
             self._restore_lane(counts)
         for stored in restored.leases:
@@ -87,16 +88,18 @@ class Engine(ControlRules):
         self.waiting += counts.scheduled + counts.queued
         self.waiting_bytes += counts.waiting_bytes
         lane.waiting_bytes = counts.waiting_bytes
+        if lane.limited is not None:
+            lane.limited.count(counts.scheduled + counts.queued, counts.waiting_bytes)
 
     # -- submit and cancel ------------------------------------------------------------------------------------------------
 
-    def submit(self, items: list[NewJob], now: float) -> list[int | Duplicate | FullError]:
+    def submit(self, items: list[NewJob], now: float) -> list[int | Duplicate | GreenroomError]:
         """Accept new jobs; returns an id, the job that has its unique key already, or the error of that item, for each.
 
         Raises BusyError, FullError or DrainingError for all of them together, with nothing changed.
         """
         self.check_room(len(items), sum(len(item.payload) for item in items))
-        outcomes: list[int | Duplicate | FullError] = []
+        outcomes: list[int | Duplicate | GreenroomError] = []
         touched: dict[Lane, None] = {}
         # Jobs that ask for the same are mostly neighbours; what they have in common is done once for all, which halves their cost.
         for options, run in groupby(items, key=_options_of):
@@ -108,6 +111,8 @@ class Engine(ControlRules):
                 continue
             if options.extras is not None and options.extras.unique_key is not None:
                 outcomes += [self._accept_unique(options, payload, lane, now) for payload in payloads]
+            elif lane.limited is not None:
+                outcomes += [made.id if isinstance(made, Job) else made for made in self._accept_within(options, payloads, lane, now)]
             else:
                 outcomes += [job.id for job in self._accept(options, payloads, lane, now)]
             touched[lane] = None
@@ -115,7 +120,16 @@ class Engine(ControlRules):
         self._keep_budget()
         return outcomes
 
-    def _accept_unique(self, options: JobOptions, payload: bytes, lane: Lane, now: float) -> int | Duplicate | FullError:
+    def _accept_within(self, options: JobOptions, payloads: list[bytes], lane: Lane, now: float) -> list[Job | GreenroomError]:
+        """Accept those jobs for which their queue, which has a limit, has room."""
+        refusals = lane.limited.refusals(options.priority, map(len, payloads), self.paces, now)
+        fitting = [payload for payload, refusal in zip(payloads, refusals) if refusal is None]
+        if lane.is_idle:
+            self._idle_lanes[lane] = None  # if none fits, that is what it stays
+        accepted = iter(self._accept(options, fitting, lane, now) if fitting else ())
+        return [next(accepted) if refusal is None else refusal for refusal in refusals]
+
+    def _accept_unique(self, options: JobOptions, payload: bytes, lane: Lane, now: float) -> int | Duplicate | GreenroomError:
         key = options.extras.unique_key
         taken = self.keys.find(key, now)
         if taken is not None:
@@ -123,7 +137,12 @@ class Engine(ControlRules):
             return Duplicate(taken.job, None if job is None else job.state.label)
         if self.keys.is_full(now):
             return FullError(f"{len(self.keys)} unique keys are taken, the cap", field="unique_key", retry_after_s=5.0)
-        (job,) = self._accept(options, [payload], lane, now)
+        if lane.limited is not None:
+            (job,) = self._accept_within(options, [payload], lane, now)
+            if isinstance(job, GreenroomError):
+                return job
+        else:
+            (job,) = self._accept(options, [payload], lane, now)
         self.keys.take(key, taken_by(job))
         return job.id
 
@@ -156,6 +175,8 @@ class Engine(ControlRules):
         self.waiting += len(jobs)
         self.waiting_bytes += size
         lane.waiting_bytes += size
+        if lane.limited is not None:
+            lane.limited.count(len(jobs), size)
         if extras is not None and extras.expires_in is not None:
             by = max(now, run_at or now) + extras.expires_in
             self.expiry.note(by)
@@ -257,6 +278,7 @@ class Engine(ControlRules):
         if job.state not in RETRYABLE_STATES:
             raise ConflictError(f"job {job_id} is {job.state.label}: only what failed, was cancelled or expired can be retried")
         self.check_room(1, job.payload_bytes)
+        self.check_limit(job.queue, job.priority, 1, job.payload_bytes, now)
         if job.extras is not None and job.extras.unique_key is not None:
             taken = self.keys.find(job.extras.unique_key, now)
             if taken is not None and taken.job != job_id:
@@ -535,6 +557,8 @@ class Engine(ControlRules):
         lane.waiting_bytes -= size
         self.waiting_bytes -= size
         self.waiting -= 1
+        if lane.limited is not None:
+            lane.limited.count(-1, -size)
         self.effects.damaged.append(Damaged(job.id, job.damage, now, lane.queue, lane.task, counted, size))
 
     def _answer_all_late(self, groups: Iterable[Group], now: float) -> None:
@@ -613,6 +637,9 @@ class Engine(ControlRules):
     def _new_lane(self, queue: str, task: str) -> Lane:
         lane = self.lanes[queue, task] = Lane(queue, task, self.window, self.totals)
         lane.is_closed = bool(self.pauses.of(queue, task))
+        limited = self.limits.get(queue)
+        if limited is not None:
+            limited.attach(lane)
         self.groups.add_lane(lane)
         return lane
 
@@ -623,6 +650,8 @@ class Engine(ControlRules):
             lane, _ = self._idle_lanes.popitem()
             if lane.is_idle:
                 self.groups.drop_lane(lane)
+                if lane.limited is not None:
+                    lane.limited.detach(lane)
                 del self.lanes[lane.queue, lane.task]
                 gone += 1
         return gone > 0

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from greenroom.job import RUNNING, SCHEDULED, Job
-from greenroom.records import Pause
+from greenroom.records import Pause, QueueLimit
 
-#: What an event may be, in the order of the documentation: of jobs, then of what is paused.
+#: What an event may be, in the order of the documentation: of jobs, then of what is paused or limited.
 KINDS = ("submitted", "queued", "started", "requeued", "scheduled", "changed", "retried", "completed", "failed", "cancelled", "expired",
-         "progress", "paused", "resumed")
+         "progress", "paused", "resumed", "limited", "unlimited")
 #: Told to those who name no kinds: progress may come once a second from every run.
 USUAL_KINDS = frozenset(KINDS) - {"progress"}
 
@@ -61,6 +61,17 @@ def pause_event(pause: Pause) -> Event:
 def resume_event(pause: Pause, now: float) -> Event:
     """Return the event of a pause that is over."""
     return {"kind": "resumed", "at": now, pause.kind: pause.name}
+
+
+def limit_event(limit: QueueLimit) -> Event:
+    """Return the event of a queue that has a limit, or another one, from now on."""
+    return {"kind": "limited", "at": limit.set_at, "queue": limit.queue, "jobs": limit.jobs, "bytes": limit.bytes, "urgent": limit.urgent,
+            "extra": limit.extra, "reason": limit.reason, "by": limit.by}
+
+
+def unlimit_event(limit: QueueLimit, now: float) -> Event:
+    """Return the event of a limit that is over."""
+    return {"kind": "unlimited", "at": now, "queue": limit.queue}
 
 
 def position_text(boot: str, seq: int) -> str:

@@ -5,6 +5,8 @@ Read-only. It must not know the wire, nor Prometheus; long counts breathe.
 
 from __future__ import annotations
 
+from heapq import nlargest
+from operator import itemgetter
 from typing import NamedTuple
 
 from greenroom import __version__, views
@@ -22,6 +24,7 @@ class Figures(NamedTuple):
     Attributes:
         stats: the answer of the verb `stats`.
         lag, commit_time, batch_rows: seconds, seconds, rows.
+        limits: (queue, how full it is) of the fullest with a limit; 1 is the limit.
         queues, tasks: (name, scheduled, queued, running), see views.busiest.
         committing_s: how long the COMMIT that runs now has taken so far; 0: none runs.
         not_ready: why the broker is not ready, or None.
@@ -31,6 +34,7 @@ class Figures(NamedTuple):
     lag: Distribution
     commit_time: Distribution
     batch_rows: Distribution
+    limits: list[tuple[str, float]]
     queues: list[tuple[str, int, int, int]]
     tasks: list[tuple[str, int, int, int]]
     committing_s: float
@@ -40,12 +44,13 @@ class Figures(NamedTuple):
 def figures(desk: Desk, not_ready: str | None) -> Figures:
     """Return what /metrics shows. Breathes."""
     engine, breathe = desk.engine, desk.breathe
+    fullest = nlargest(SHOWN_ONE_BY_ONE, ((limited.limit.queue, limited.fill) for limited in engine.limits), key=itemgetter(1))
     by_queue = views.grouped_by("queue", engine, breathe)
     queues = views.busiest(engine, by_queue, SHOWN_ONE_BY_ONE, breathe)
     views.forget(by_queue, breathe)
     by_task = views.grouped_by("task", engine, breathe)
     tasks = views.busiest(engine, by_task, SHOWN_ONE_BY_ONE, breathe)
-    return Figures(_stats(desk, by_task), desk.lag, desk.commit_time, desk.batch_rows, queues, tasks,
+    return Figures(_stats(desk, by_task), desk.lag, desk.commit_time, desk.batch_rows, fullest, queues, tasks,
                    desk.committing_s, not_ready)
 
 
@@ -71,7 +76,8 @@ def _stats(desk: Desk, by_task: views.Grouped) -> dict[str, object]:
         schedules={"submitted": tally.schedule_jobs, "skipped": tally.schedule_skips, "missed": tally.schedule_misses},
         reports={"lines": tally.log_lines, "progress": tally.progress_reports}, subscribers=len(desk.subscriptions),
         waiting={"reserves": engine.parked, "waits": desk.waits.open, "answers": desk.batches.held_answers,
-                 "answer_bytes": desk.batches.held_bytes},
+                 "answer_bytes": desk.batches.held_bytes, "limited_queues": len(engine.limits),
+                 "full_queues": sum(limited.full is not None for limited in engine.limits), "limit_refusals": engine.limits.refused},
         **desk.outside())
     return shown
 

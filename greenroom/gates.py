@@ -78,6 +78,19 @@ def _task_paused(engine: Engine, lane: Lane, now: float) -> Gate | None:
     return _paused(engine.pauses.get("task", lane.task), now)
 
 
+def _full(engine: Engine, queue: str, now: float) -> Gate | None:
+    """Return the gate that is closed for those who submit; what waits it does not hold back."""
+    limited = engine.limits.get(queue)
+    if limited is None or limited.full is None:
+        return None
+    limit = limited.limit
+    passing = "" if limited.full == "all" else f"; priorities up to {limit.urgent} still get in"
+    why = f" ({limit.reason})" if limit.reason else ""
+    text = f"the queue {queue} is full for new jobs: {limited.told()}{passing}; set by {limit.by}{why}"
+    seconds = limited.seconds(None, engine.paces, now)
+    return Gate("queue_full", text, "jobs of it begin, or a higher limit", None if seconds is None else now + seconds)
+
+
 def _no_worker(engine: Engine, lane: Lane, now: float) -> Gate | None:
     if any(group.tasks is None or lane.task in group.tasks for group in engine.groups):
         return None
@@ -127,13 +140,14 @@ def explain_job(engine: Engine, job: Job, now: float) -> dict[str, object]:
     shown: dict[str, object] = {"job": job.id, "state": job.state.label, "queue": job.queue, "task": job.task, "ahead": None,
                                 "ahead_exact": True, "starts_at": None}
     over = _over(engine, job, now)
-    if over is not None:
-        return {**shown, "gates": [over._asdict()]}
+    full = _full(engine, job.queue, now)
+    if over is not None:  # a full queue would refuse its retry
+        return {**shown, "gates": _shown([over, full] if full is not None and job.state in RETRYABLE_STATES else [over])}
     lane = job.lane or engine.lanes.get((job.queue, job.task)) or Lane(job.queue, job.task, engine.window, engine.totals)
     gates = of_lane(engine, lane, now)
     if job.state is SCHEDULED:
         gates.insert(0, Gate("not_due", f"its time comes in {span(max(0.0, job.run_at - now))}", "its run_at", job.run_at))
-        return {**shown, "gates": _shown(gates)}
+        return {**shown, "gates": _shown([*gates, full] if full else gates)}
     line = place_in_line(engine, lane, job.rank, now, itself=job.id not in engine.jobs)
     shown.update(ahead=line.ahead, ahead_exact=not line.maybe)
     is_next = all(gate.code == "no_free_slot" for gate in gates)
@@ -144,7 +158,7 @@ def explain_job(engine: Engine, job: Job, now: float) -> dict[str, object]:
         gates.append(_behind(line, now, is_next=is_next))
     elif not gates:
         gates.append(Gate("loading", "it is next: the broker is fetching jobs from its disk", "a moment"))
-    return {**shown, "gates": _shown(gates)}
+    return {**shown, "gates": _shown([*gates, full] if full else gates)}
 
 
 def _over(engine: Engine, job: Job, now: float) -> Gate | None:
@@ -206,7 +220,8 @@ def explain_queue(engine: Engine, queue: str, now: float, breathe: Callable[[], 
         if number % LANES_PER_BREATH == 0:
             breathe()
     sums = {state: sum(lane.counts[state] for lane in lanes) for state in (SCHEDULED, QUEUED, RUNNING)}
-    gates = [gate for gate in (_draining(engine, lanes[0], now) if lanes else None, _paused(engine.pauses.get("queue", queue), now)) if gate]
+    gates = [gate for gate in (_draining(engine, lanes[0], now) if lanes else None, _paused(engine.pauses.get("queue", queue), now),
+                              _full(engine, queue, now)) if gate]
     if not sums[QUEUED]:
         also = f"; {sums[SCHEDULED]} wait for their time" if sums[SCHEDULED] else ""
         gates.append(Gate("empty", f"no job is queued in {queue}{also}", "a submit, or the time of a scheduled job"))

@@ -15,8 +15,12 @@ from collections import deque
 from collections.abc import Collection
 from heapq import heapify, heappop, heappush, merge, nsmallest
 from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 from greenroom.job import QUEUED, RUNNING, SCHEDULED, STATES, Job, State, rank_of
+
+if TYPE_CHECKING:
+    from greenroom.queue_limits import LimitedQueue
 
 #: An edge below every rank: after a restart a lane has everything in the store and nothing in memory.
 BELOW_ALL = rank_of(-1001, 0)
@@ -139,10 +143,11 @@ class Lane:
         offered: a rank that no group's knowledge of this lane is above.
         is_filling: a refill was asked for and has not come back.
         is_closed: its queue or task is paused, so it belongs to no group.
+        limited: its queue, if that has a limit; whoever changes what waits here tells it.
     """
 
     __slots__ = ("queue", "task", "window", "counts", "totals", "requeues", "edge", "in_memory", "waiting_bytes", "groups",
-                 "offered", "is_filling", "is_closed", "_bands", "_priorities", "_returned", "_stale")
+                 "offered", "is_filling", "is_closed", "limited", "_bands", "_priorities", "_returned", "_stale")
 
     def __init__(self, queue: str, task: str, window: Window, totals: list[int]) -> None:
         self.queue = queue
@@ -158,6 +163,7 @@ class Lane:
         self.offered = ABOVE_ALL
         self.is_filling = False
         self.is_closed = False
+        self.limited: LimitedQueue | None = None
         self._bands: dict[int, deque[Job]] = {}  # priority -> jobs in order of place
         self._priorities: list[int] = []  # the keys of _bands, sorted
         self._returned: list[tuple[int, int, Job]] = []  # heap of (rank, attempt, job that came back)

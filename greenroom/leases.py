@@ -23,6 +23,7 @@ from greenroom.lanes import Lane, Window
 from greenroom.number_blocks import Numbers
 from greenroom.paces import Paces
 from greenroom.pauses import Pauses
+from greenroom.queue_limits import QueueLimits
 from greenroom.records import Lost, ReportItem, SettleItem, StoredLease
 from greenroom.retries import next_try
 from greenroom.scheduled import Scheduled
@@ -79,7 +80,7 @@ class LeaseRules:
         totals: State -> jobs, over all lanes; see Lane.counts. requeues: how often jobs came back, ever.
         requeued_by: reason -> how often, since the start; also the reasons in RETURNS, which count as nothing else.
         tally: what is counted for those who watch.
-        pauses: queues and tasks whose jobs are held back. paces: how fast lanes get done.
+        pauses: queues and tasks whose jobs are held back. limits: queues that have a limit. paces: how fast lanes get done.
         draining: no submit and no reserve any more. is_watched: somebody wants to know what happens, so it is noted.
         random: gives the jitter of the next pause, 0 … 1.
     """
@@ -100,6 +101,7 @@ class LeaseRules:
         self.expiry = Expiry()
         self.keys = Keys()
         self.pauses = Pauses()
+        self.limits = QueueLimits()
         self.paces = Paces()
         self.sessions: dict[int, Session] = {}
         self.waiting = 0
@@ -241,6 +243,8 @@ class LeaseRules:
         self.waiting -= len(jobs)
         self.waiting_bytes -= size
         lane.waiting_bytes -= size
+        if lane.limited is not None:
+            lane.limited.count(-len(jobs), -size)
         session.granted_at = now
         self.leases += len(jobs)
         if self.is_watched:
@@ -515,6 +519,8 @@ class LeaseRules:
         self.waiting += sign
         self.waiting_bytes += sign * job.payload_bytes
         job.lane.waiting_bytes += sign * job.payload_bytes
+        if job.lane.limited is not None:
+            job.lane.limited.count(sign, sign * job.payload_bytes)
 
     def _offer(self, lane: Lane, rank: int) -> None:
         """Tell the lane's groups of a job with this rank, if they don't expect one as good."""

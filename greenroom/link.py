@@ -212,7 +212,8 @@ class Link:
                 raise BusyError(f"{len(self._outbox)} bytes wait to be sent already", retry_after_s=1.0)
             must_wake = not self._outbox and self._owner != threading.get_ident()
             self._outbox += frame
-            self._pending[number] = (on_reply, message["verb"], len(message.get("jobs") or message.get("leases") or ()))
+            items = message.get("jobs") or message.get("leases") or ()
+            self._pending[number] = (on_reply, message["verb"], 0 if isinstance(items, int) else len(items))  # of a limit they are a number
         is_asking = message["verb"] in ("ping", "heartbeat") and self._asked_at is None
         if is_asking:
             self._asked_at = time.monotonic()  # from here on the owner watches for silence

@@ -73,6 +73,33 @@ class Pause(NamedTuple):
     by: str  # who paused it
 
 
+class QueueLimit(NamedTuple):
+    """How much may wait in a queue; beyond it new jobs get FULL."""
+
+    queue: str
+    jobs: int | None  # scheduled and queued ones; None: any number
+    bytes: int | None  # their payloads
+    urgent: int | None  # jobs of this priority and of lower numbers may go beyond both …
+    extra: int  # … by so many per cent, rounded up
+    set_at: float
+    reason: str
+    by: str  # who set it
+
+    @property
+    def most_jobs(self) -> int | None:
+        """Jobs beyond which urgent ones are refused too."""
+        return _with_extra(self.jobs, self)
+
+    @property
+    def most_bytes(self) -> int | None:
+        """The same of payloads."""
+        return _with_extra(self.bytes, self)
+
+
+def _with_extra(number: int | None, limit: QueueLimit) -> int | None:
+    return number if number is None or limit.urgent is None else number + -(-number * limit.extra // 100)
+
+
 class Restored(NamedTuple):
     """What a restart starts from. Queued and scheduled jobs are not in it: the engine asks for them in windows."""
 
@@ -83,6 +110,7 @@ class Restored(NamedTuple):
     keys: list[tuple[str, Taken]] = []  # unique keys that are taken
     schedules: list[StoredSchedule] = []  # all of them, by name
     pauses: list[Pause] = []
+    limits: list[QueueLimit] = []
 
 
 class Submission(NamedTuple):

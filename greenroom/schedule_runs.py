@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from greenroom.errors import DrainingError, GreenroomError, StoreFullError
+from greenroom.errors import DrainingError, FullError, GreenroomError, StoreFullError
 from greenroom.job import FINISHED_STATES, Job
 from greenroom.records import Lost, StoredSchedule
 from greenroom.schedules import LATE_S, Schedule, Schedules
@@ -106,7 +106,8 @@ class ScheduleRuns:
             self._run_or_look_up(schedule, found)
         except GreenroomError as exc:
             log.info("schedule %s finds no room for its job and tries again: %s", schedule.name, exc.message)
-            self.table.postpone(schedule, self._desk.wall() + (exc.retry_after_s or AGAIN_S))
+            after_s = exc.retry_after_s or AGAIN_S
+            self.table.postpone(schedule, self._desk.wall() + (max(AGAIN_S, after_s) if isinstance(exc, FullError) else after_s))
         except Exception:
             # A bug must cost this schedule only: we are inside the timer or the pump, whose end is the broker's.
             log.exception("schedule %s met a bug of the broker", schedule.name)
@@ -132,7 +133,9 @@ class ScheduleRuns:
                     count = 0
                 else:
                     self.check_open()
-                    desk.engine.check_room(1, len(schedule.payload))
+                    options, payload = schedule.new_job.options, schedule.payload
+                    desk.engine.check_room(1, len(payload))
+                    desk.engine.check_limit(options.queue, options.priority, 1, len(payload), desk.now())
                     desk.engine.cancel(found.id, desk.now(), found)
         if count:
             self.check_open()
@@ -144,14 +147,17 @@ class ScheduleRuns:
         desk.after_call()
 
     def _submit(self, schedule: Schedule, count: int) -> list[int]:
-        """Hand in the job so many times; all or none."""
-        outcomes = self._desk.engine.submit([schedule.new_job] * count, self._desk.now())
-        for outcome in outcomes:
-            if isinstance(outcome, GreenroomError):  # all are of one lane, so it is the same for all
-                raise outcome
-        self._desk.batches.note_payloads(count * len(schedule.payload))
-        self._desk.engine.tally.schedule_jobs += sum(not isinstance(outcome, Duplicate) for outcome in outcomes)
-        return [outcome.job if isinstance(outcome, Duplicate) else outcome for outcome in outcomes]
+        """Hand in the job so many times. If the queue's limit lets only some in, the other runs are left out; if none, it raises that."""
+        desk = self._desk
+        outcomes = desk.engine.submit([schedule.new_job] * count, desk.now())
+        taken = [outcome for outcome in outcomes if not isinstance(outcome, GreenroomError)]
+        if not taken:
+            raise outcomes[0]
+        schedule.skipped += count - len(taken)
+        desk.engine.tally.schedule_skips += count - len(taken)
+        desk.batches.note_payloads(count * len(schedule.payload))
+        desk.engine.tally.schedule_jobs += sum(not isinstance(outcome, Duplicate) for outcome in taken)
+        return [outcome.job if isinstance(outcome, Duplicate) else outcome for outcome in taken]
 
     def _look_up(self, schedule: Schedule, job_id: int) -> None:
         """Load the previous job, and go on when it is there."""

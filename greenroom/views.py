@@ -15,6 +15,7 @@ from greenroom.filters import Filter
 from greenroom.groups import Group
 from greenroom.job import SMALL_BYTES, STATES, Job, State
 from greenroom.lanes import Lane
+from greenroom.queue_limits import LimitedQueue
 from greenroom.records import Pause
 from greenroom.sessions import Session
 
@@ -120,6 +121,9 @@ def grouped_by(attribute: str, engine: Engine, breathe: Callable[[], None]) -> G
     for pause in engine.pauses:
         if pause.kind == attribute and pause.name not in sums:
             sums[pause.name] = _Sums()  # nobody should wonder why its first job does not run
+    for limited in engine.limits if attribute == "queue" else ():
+        if limited.limit.queue not in sums:
+            sums[limited.limit.queue] = _Sums()
     return sums
 
 
@@ -137,7 +141,7 @@ def queues(engine: Engine, breathe: Callable[[], None]) -> dict[str, object]:
     entries = []
     for number, name in enumerate(_least(grouped, MAX_ENTRIES, breathe), 1):
         entries.append({"name": name, **grouped[name].shown(), "tasks": grouped[name].lanes,
-                        "paused": _held(engine.pauses.get("queue", name))})
+                        "paused": _held(engine.pauses.get("queue", name)), "limit": _limited(engine.limits.get(name))})
         if number % LANES_PER_BREATH == 0:
             breathe()
     total = len(grouped)
@@ -159,6 +163,21 @@ def pause(record: Pause) -> dict[str, object]:
     """Return the view of a pause."""
     return {"queue": record.name if record.kind == "queue" else None, "task": record.name if record.kind == "task" else None,
             **_held(record)}
+
+
+def limit(limited: LimitedQueue) -> dict[str, object]:
+    """Return the view of a limit, and of what waits there."""
+    return {"queue": limited.limit.queue, **_limited(limited)}
+
+
+def _limited(limited: LimitedQueue | None) -> dict[str, object] | None:
+    """Return what a list shows of the limit of one of its queues; None: it has none."""
+    if limited is None:
+        return None
+    kept = limited.limit
+    return {"jobs": kept.jobs, "bytes": kept.bytes, "urgent": kept.urgent, "extra": kept.extra, "most_jobs": kept.most_jobs,
+            "most_bytes": kept.most_bytes, "set_at": kept.set_at, "reason": kept.reason, "by": kept.by, "waiting": limited.waiting,
+            "waiting_bytes": limited.waiting_bytes, "full": limited.full, "refused": limited.refused}
 
 
 def _held(record: Pause | None) -> dict[str, object] | None:

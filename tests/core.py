@@ -337,6 +337,9 @@ class Watched:
         elif sent.verb == "pause" and isinstance(sent.body, tuple):
             is_known = sent.body in self.store.committed_pauses() or self.engine.pauses.get(*sent.body) is None
             assert is_known, f"the pause of {sent.body} was told before its row"
+        elif sent.verb == "limit" and isinstance(sent.body, str):
+            is_known = sent.body in self.store.committed_limits() or self.engine.limits.get(sent.body) is None
+            assert is_known, f"the limit of {sent.body} was told before its row"
         elif sent.verb in ("wait", "get"):
             ids = [shown["id"] for shown in answer["jobs"] if shown.get("state") in FINISHED_LABELS and shown["id"] not in self.retried]
             assert all(self._was_pruned(job) or kept(job).state in FINISHED_STATES for job in ids), "a finish left before its row"
@@ -517,6 +520,7 @@ def check(core: Watched) -> None:
     _check_scheduled(core, [job for job in jobs.values() if job.state is State.SCHEDULED])
     _check_sessions(core, jobs)
     _check_groups(core)
+    _check_limits(core)
 
 
 def _check_lane(core: Watched, lane: Lane, jobs: list[Job]) -> None:
@@ -589,6 +593,17 @@ def _check_sessions(core: Watched, jobs: dict[int, Job]) -> None:
     assert engine.parked == sum(session.parked is not None for session in engine.sessions.values())
     for job in jobs.values():
         assert (job.lease is not None) == (job.state is State.RUNNING)
+
+
+def _check_limits(core: Watched) -> None:
+    engine = core.engine
+    for limited in engine.limits:
+        lanes = [lane for lane in engine.lanes.values() if lane.queue == limited.limit.queue]
+        assert limited.waiting == sum(lane.counts[State.QUEUED] + lane.counts[State.SCHEDULED] for lane in lanes)
+        assert limited.waiting_bytes == sum(lane.waiting_bytes for lane in lanes)
+        assert set(limited._lanes) == set(lanes)
+    for lane in engine.lanes.values():
+        assert lane.limited is engine.limits.get(lane.queue)
 
 
 def _check_groups(core: Watched) -> None:

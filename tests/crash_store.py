@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from greenroom.job import Job
-from greenroom.records import LogLine, Lost, Pause, StoredSchedule, Submission
+from greenroom.records import LogLine, Lost, Pause, QueueLimit, StoredSchedule, Submission
 from greenroom.stores import Retention
 from greenroom.stores.memory import MemoryStore
 
@@ -14,7 +14,7 @@ class CrashStore(MemoryStore):
     """A memory store that forgets what was not committed when it crashes, and that nobody may touch during a COMMIT."""
 
     _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_schedules", "_next", "_runs",
-             "_expiring", "_keys", "_pauses", "_lines")
+             "_expiring", "_keys", "_pauses", "_limits", "_lines")
     _WITH_LISTS = ("_queued", "_counts", "_runs", "_lines")
 
     def __init__(self, retention: Retention = Retention()) -> None:
@@ -50,6 +50,15 @@ class CrashStore(MemoryStore):
         """See Store."""
         self._touch("keep_pauses", writes=True)
         super().keep_pauses(pauses)
+
+    def keep_limits(self, limits: dict[str, QueueLimit | None]) -> None:
+        """See Store."""
+        self._touch("keep_limits", writes=True)
+        super().keep_limits(limits)
+
+    def committed_limits(self) -> dict[str, QueueLimit]:
+        """Return the limits as a crash would leave them."""
+        return self._limits if self._saved is None else self._saved["_limits"]
 
     def committed_pauses(self) -> dict[tuple[str, str], Pause]:
         """Return the pauses as a crash would leave them."""

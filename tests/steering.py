@@ -1,4 +1,4 @@
-"""What a Peer of tests/core.py asks for to steer the broker: cancel, change, purge, delete, pause, resume. Knows the engine, not frames."""
+"""What a Peer of tests/core.py asks for to steer the broker: cancel, change, purge, delete, pause, resume, limit. Knows the engine, not frames."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from greenroom.errors import GreenroomError
 from greenroom.job import Job, JobChange
-from greenroom.records import Lost, Pause
+from greenroom.records import Lost, Pause, QueueLimit
 
 if TYPE_CHECKING:
     from tests.core import Core
@@ -85,4 +85,22 @@ class Steering:
         resumed = core.engine.resume(kind, name, core.now)
         core.batches.collect()
         core.batches.hold(self, request_id, {"resumed": resumed})
+        return request_id
+
+    def limit(self, queue: str, *, jobs: int | None = None, size: int | None = None, urgent: int | None = None, extra: int = 10) -> int:
+        """Limit a queue; `size`: bytes of payloads."""
+        request_id = self._send("limit", queue)
+        core = self.core
+        core.engine.limit(QueueLimit(queue, jobs, size, urgent, extra, core.now, "why", "me"))
+        core.batches.collect()
+        core.batches.hold(self, request_id, {})
+        return request_id
+
+    def unlimit(self, queue: str) -> int:
+        """End its limit."""
+        request_id = self._send("unlimit", queue)
+        core = self.core
+        ended = core.engine.unlimit(queue, core.now)
+        core.batches.collect()
+        core.batches.hold(self, request_id, {"removed": ended})
         return request_id

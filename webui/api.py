@@ -72,6 +72,9 @@ def add_routes(app: bottle.Bottle, call: Call, security: Callable[[], dict], liv
     route("/api/pauses", api.pauses)
     route("/api/pause", api.pause, "POST")
     route("/api/resume", api.resume, "POST")
+    route("/api/limits", api.limits)
+    route("/api/limit", api.limit, "POST")
+    route("/api/unlimit", api.unlimit, "POST")
     route("/api/jobs/<number>/logs", api.logs)
     route("/api/security", api.security)
     route("/api/events", lambda: _events(live))
@@ -286,6 +289,16 @@ class _Api:
 
     def resume(self) -> dict:
         return _without_id(self._call("resume", _body("queue", "task")))
+
+    def limits(self) -> dict:
+        _no_query()
+        return _without_id(self._call("limits", {}))
+
+    def limit(self) -> dict:
+        return _without_id(self._call("limit", _body("queue", "jobs", "bytes", "urgent", "extra", "reason", "by")))
+
+    def unlimit(self) -> dict:
+        return _without_id(self._call("unlimit", _body("queue")))
 
 
 def _without_id(reply: dict) -> dict:

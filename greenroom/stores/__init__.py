@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 from greenroom.errors import ConfigError
 from greenroom.filters import EVERY, Filter
 from greenroom.job import Job, Run
-from greenroom.records import Damaged, LaneCounts, LogLine, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.records import Damaged, LaneCounts, LogLine, Lost, Pause, QueueLimit, Restored, StoredLease, StoredSchedule, Submission
 
 
 #: The outcome of a submit is remembered so long under the id its client gave it.
@@ -111,6 +111,9 @@ class Store(Protocol):
         No window has them again, and their lanes count them no more.
         Their rows stay as they are, whatever becomes of history. Nothing happens to those that were set aside before.
         """
+
+    def keep_limits(self, limits: dict[str, QueueLimit | None]) -> None:
+        """Keep these limits, by queue, in the open transaction; None: forget it. `open` returns those that are kept."""
 
     def keep_pauses(self, pauses: dict[tuple[str, str], Pause | None]) -> None:
         """Keep these pauses, by (kind, name), in the open transaction; None: forget it. `open` returns those that are kept."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from greenroom.filters import EVERY, Filter
 from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATES, Job, Rewrite, Run, State
-from greenroom.records import Damaged, LaneCounts, LogLine, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.records import Damaged, LaneCounts, LogLine, Lost, Pause, QueueLimit, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.unique import Taken, taken_by
 
@@ -37,6 +37,7 @@ class MemoryStore:
         self._runs: dict[int, list[Run]] = {}  # job -> those that did not complete it, oldest first
         self._schedules: dict[str, StoredSchedule] = {}
         self._pauses: dict[tuple[str, str], Pause] = {}
+        self._limits: dict[str, QueueLimit] = {}  # by queue
         self._lines: dict[int, list[LogLine]] = {}  # job -> in order, as applied
         self._next = {"job": 1, "fence": 1}
         self._touched: set[int] = set()  # jobs that differ from what readers see
@@ -57,7 +58,8 @@ class MemoryStore:
         cancelled = [_copy(job, small=True) for job_id, job in sorted(self._jobs.items())
                      if job.cancel_requested and job.state < _FIRST_FINISHED and job_id not in self._leases]
         return Restored(self._lane_counts(), leases, cancelled, keys=list(self._keys.items()),
-                        schedules=[self._schedules[name] for name in sorted(self._schedules)], pauses=list(self._pauses.values()))
+                        schedules=[self._schedules[name] for name in sorted(self._schedules)], pauses=list(self._pauses.values()),
+                        limits=[self._limits[queue] for queue in sorted(self._limits)])
 
     def block(self, name: str, count: int) -> int:
         """Hand out `count` new numbers of this kind, "job" or "fence"; return the first."""
@@ -181,6 +183,14 @@ class MemoryStore:
             self._pauses.pop(key, None)
             if pause is not None:
                 self._pauses[key] = pause
+
+    def keep_limits(self, limits: dict[str, QueueLimit | None]) -> None:
+        """Keep these limits; None: forget it."""
+        for queue, limit in limits.items():
+            if limit is None:
+                self._limits.pop(queue, None)
+            else:
+                self._limits[queue] = limit
 
     def add_lines(self, lines: list[LogLine], first_lines: dict[int, int]) -> None:
         """Take log lines in, and let go of older ones."""

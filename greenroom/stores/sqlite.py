@@ -22,7 +22,7 @@ import apsw
 
 from greenroom.errors import StoreError
 from greenroom.job import SMALL_BYTES, Job, State
-from greenroom.records import Damaged, LogLine, Lost, Pause, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.records import Damaged, LogLine, Lost, Pause, QueueLimit, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
 from greenroom.stores.extras import kept_line_bytes
 from greenroom.stores.sqlite_check import check_at_start, counters, log_rest, pages, schema
@@ -84,6 +84,9 @@ _DUE = """SELECT id, finished_at, payload_bytes, result_bytes, attempt > 1 OR st
     WHERE id > ? AND id <= ? AND finished_at <= ? AND id NOT IN (SELECT job FROM damaged) ORDER BY id LIMIT ?"""
 
 _PAUSES = """SELECT kind, name, paused_at, until, reason, paused_by, sum FROM pauses ORDER BY paused_at, kind, name"""
+_LIMITS = "SELECT queue, max_jobs, max_bytes, urgent, extra, set_at, reason, set_by, sum FROM queue_limits ORDER BY queue"
+_KEEP_LIMIT = """INSERT OR REPLACE INTO queue_limits (queue, max_jobs, max_bytes, urgent, extra, set_at, reason, set_by, sum)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _KEEP_PAUSE = "INSERT OR REPLACE INTO pauses (kind, name, paused_at, until, reason, paused_by, sum) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 _SET_ASIDE = """UPDATE lanes SET scheduled = max(0, scheduled - ?), queued = max(0, queued - ?),
@@ -91,6 +94,7 @@ _SET_ASIDE = """UPDATE lanes SET scheduled = max(0, scheduled - ?), queued = max
     WHERE id = ?"""
 
 Function = TypeVar("Function", bound=Callable)
+Kept = TypeVar("Kept", Pause, QueueLimit)
 
 
 def _guarded(method: Function) -> Function:
@@ -290,6 +294,16 @@ class SqliteStore:
             else:
                 self._db.execute(_KEEP_PAUSE, (*pause, record_sum(*pause)))
 
+    @_guarded
+    def keep_limits(self, limits: dict[str, QueueLimit | None]) -> None:
+        """Keep these limits; None: forget it."""
+        self._begin()
+        for queue, limit in limits.items():
+            if limit is None:
+                self._db.execute("DELETE FROM queue_limits WHERE queue = ?", (queue,))
+            else:
+                self._db.execute(_KEEP_LIMIT, (*limit, record_sum(*limit)))
+
     def add_lines(self, lines: list[LogLine], first_lines: dict[int, int]) -> None:
         """Note log lines to write, and from which on they are kept."""
         self._rows.add_lines(lines, first_lines)
@@ -371,16 +385,17 @@ class SqliteStore:
         damaged = dict(self._query("SELECT job, what FROM damaged", ()))
         cancelled = [job for job in map(job_from_row, self._query(_CANCELLED, ())) if not job.damage and job.id not in damaged]
         return Restored(lanes, self._restore_leases(), cancelled, damaged, self._restore_keys(), schedules(self._query),
-                        self._restore_pauses())
+                        self._restore_kept(_PAUSES, Pause, lambda pause: f"the pause of {pause.kind} {pause.name}"),
+                        self._restore_kept(_LIMITS, QueueLimit, lambda limit: f"the limit of queue {limit.queue}"))
 
-    def _restore_pauses(self) -> list[Pause]:
-        """Return the pauses that are kept; a damaged one ends the start: nobody knows what it holds back, and it may be for a reason."""
-        pauses = []
-        for *fields, expected in self._query(_PAUSES, ()):
+    def _restore_kept(self, query: str, made: type[Kept], told: Callable[[Kept], str]) -> list[Kept]:
+        """Return the pauses or limits that are kept. A damaged one ends the start: nobody knows what it holds back, and it may be for a reason."""
+        kept = []
+        for *fields, expected in self._query(query, ()):
+            kept.append(made(*fields))
             if expected != record_sum(*fields):
-                raise StoreError(f"{self._path} is damaged: the pause of {fields[0]} {fields[1]}; nothing was changed")
-            pauses.append(Pause(*fields))
-        return pauses
+                raise StoreError(f"{self._path} is damaged: {told(kept[-1])}; nothing was changed")
+        return kept
 
     def _restore_numbers(self) -> None:
         """Check the numbers that must survive: a damaged one ends the start here."""

@@ -105,7 +105,8 @@ def sums(query: Query) -> Iterator[str]:
     """Check every row against its checksum."""
     for name, columns in (("lanes", "id, queue, task"), ("leases", "job, fence, instance, CAST(worker AS BLOB), granted_at"),
                           ("runs", "job, attempt, worker, started_at, ended_at, outcome, error"),
-                          ("log_lines", "job, seq, at, attempt, text"), ("pauses", "kind, name, paused_at, until, reason, paused_by")):
+                          ("log_lines", "job, seq, at, attempt, text"), ("pauses", "kind, name, paused_at, until, reason, paused_by"),
+                          ("queue_limits", "queue, max_jobs, max_bytes, urgent, extra, set_at, reason, set_by")):
         if not _has(query, name):
             continue
         sum_of = run_sum if name == "runs" else record_sum

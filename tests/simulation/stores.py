@@ -14,7 +14,7 @@ from tests.simulation.world import Violation, World
 from tests.stores.power_vfs import PowerDisk, Replay, lay_out
 from greenroom.errors import StoreError
 from greenroom.job import Job, State
-from greenroom.records import LogLine, Lost, Pause, Restored, StoredSchedule, Submission
+from greenroom.records import LogLine, Lost, Pause, QueueLimit, Restored, StoredSchedule, Submission
 from greenroom.stores import Retention
 from greenroom.stores.sqlite import SqliteStore
 from greenroom.stores.sqlite_reader import schedules
@@ -95,6 +95,7 @@ class TwinStore(SimStore):
         _same("leases", [lease[1:] for lease in restored.leases], [lease[1:] for lease in twin.leases])
         _same("schedules", restored.schedules, twin.schedules)
         _same("pauses", sorted(restored.pauses), sorted(twin.pauses))
+        _same("limits", restored.limits, twin.limits)
         _same("unique keys", sorted(restored.keys), sorted(twin.keys))
         _same("cancelled", [job.id for job in restored.cancelled], [job.id for job in twin.cancelled])
         return restored
@@ -170,6 +171,11 @@ class TwinStore(SimStore):
         self._real.keep_pauses(pauses)
         super().keep_pauses(pauses)
 
+    def keep_limits(self, limits: dict[str, QueueLimit | None]) -> None:
+        """See Store."""
+        self._real.keep_limits(limits)
+        super().keep_limits(limits)
+
     def prune(self, now: float, limit: int) -> int:
         """See Store: which rows go when differs between stores, so only submissions are pruned here, which do not."""
         return 0
@@ -213,7 +219,7 @@ class TwinStore(SimStore):
         leases = sorted((job_id, lease[0]) for job_id, lease in self._leases.items())
         return [{job.id: _row(job) for job in self._jobs.values()}, leases, self._next["job"], self._next["fence"],
                 len(self._submissions), [self._schedules[name] for name in sorted(self._schedules)], sorted(self._pauses.values()),
-                sorted(line for lines in self._lines.values() for line in lines)]
+                sorted(self._limits.values()), sorted(line for lines in self._lines.values() for line in lines)]
 
     def shut(self) -> None:
         """Close in order."""
@@ -248,6 +254,7 @@ def _contents(store: SqliteStore, ids: list[int]) -> list[object]:
     return [rows, store._query("SELECT job, fence FROM leases ORDER BY job", ()), numbers["next_job"], numbers["next_fence"],
             store._query("SELECT count(*) FROM submissions", ())[0][0], schedules(store._query),
             store._query("SELECT kind, name, paused_at, until, reason, paused_by FROM pauses ORDER BY kind, name", ()),
+            store._query("SELECT queue, max_jobs, max_bytes, urgent, extra, set_at, reason, set_by FROM queue_limits ORDER BY queue", ()),
             store._query("SELECT job, seq, at, attempt, text FROM log_lines ORDER BY job, seq", ())]
 
 

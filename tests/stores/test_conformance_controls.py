@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from greenroom.job import SMALL_BYTES, Job, Rewrite, State
-from greenroom.records import LaneCounts, Pause
+from greenroom.records import LaneCounts, Pause, QueueLimit
 from tests.stores.test_conformance import NOW, House, build, finish, house, ids, requeue
 
 __all__ = ["build", "house"]  # fixtures
@@ -25,6 +25,22 @@ def test_pauses_are_kept_until_they_are_forgotten(house: House) -> None:
     house.reopen()
 
     assert house.restored.pauses == [later]
+
+
+def test_limits_of_queues_are_kept_until_they_are_forgotten(house: House) -> None:
+    first = QueueLimit("a", 1000, None, 2, 10, NOW, "too much \u2713", "ann")
+    second = QueueLimit("b", None, 2**53 - 1, None, 1000, NOW + 1, "", "web")
+    house.store.keep_limits({"b": second, "a": first})
+    house.store.commit()
+    house.reopen()
+    assert house.restored.limits == [first, second]
+
+    other = first._replace(jobs=5, bytes=7, urgent=None)
+    house.store.keep_limits({"a": other, "b": None, "never was": None})
+    house.store.commit()
+    house.reopen()
+
+    assert house.restored.limits == [other]
 
 
 def move_to(job: Job, queue: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from greenroom.errors import DamagedError, StoreError
 from greenroom.job import State
-from greenroom.records import Lost, Pause, Submission
+from greenroom.records import Lost, Pause, QueueLimit, Submission
 from greenroom.stores import Retention
 from greenroom.stores.sqlite import SqliteStore
 from greenroom.stores.sqlite_check import opened_for_check, sums
@@ -254,18 +254,22 @@ def test_a_store_of_schema_1_keeps_its_jobs_and_gets_sums_as_rows_are_written(fo
     core.store.close()
 
 
-def test_a_damaged_pause_ends_the_start_as_nobody_knows_what_it_holds_back(folder: Path) -> None:
+@pytest.mark.parametrize("change, named, row", [
+    ("UPDATE pauses SET until = 8.0", "the pause of queue mail", "pauses: the row of queue"),
+    ("UPDATE queue_limits SET max_jobs = 1", "the limit of queue mail", "queue_limits: the row of mail")])
+def test_a_damaged_pause_or_limit_ends_the_start_as_nobody_knows_what_it_holds_back(folder: Path, change: str, named: str, row: str) -> None:
     store = SqliteStore(folder)
     store.open()
     store.keep_pauses({("queue", "mail"): Pause("queue", "mail", 1.0, 9.0, "why", "ann")})
+    store.keep_limits({"mail": QueueLimit("mail", 1000, None, 2, 10, 1.0, "why", "ann")})
     store.commit()
     store.close()
-    damage(folder, "UPDATE pauses SET until = 8.0")
+    damage(folder, change)
 
-    with pytest.raises(StoreError, match="the pause of queue mail; nothing was changed"):
+    with pytest.raises(StoreError, match=f"{named}; nothing was changed"):
         SqliteStore(folder).open()
     with opened_for_check(folder) as (query, _):
-        assert list(sums(query)) == ["pauses: the row of queue does not match its checksum"]
+        assert list(sums(query)) == [f"{row} does not match its checksum"]
 
 
 def test_every_column_that_is_written_is_summed(folder: Path) -> None:

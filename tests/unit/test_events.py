@@ -112,7 +112,7 @@ def test_what_a_store_that_fails_did_not_keep_is_never_told(house: House) -> Non
     assert ear.events == []
 
 
-def test_failures_snoozes_retries_changes_and_pauses_are_told(house: House) -> None:
+def test_failures_snoozes_retries_changes_pauses_and_limits_are_told(house: House) -> None:
     ear, core = house.listen(), house.core
     (job,) = submitted(core, new_job(attempts=2))
     worker, client = core.connect(), core.connect("c", role="client")
@@ -130,10 +130,16 @@ def test_failures_snoozes_retries_changes_and_pauses_are_told(house: House) -> N
     client.pause("queue", "q", reason="why", by="ann")
     core.run()
     client.resume("queue", "q")
+    client.limit("q", jobs=5, urgent=1)
+    client.unlimit("q")
     core.run()
     house.tell()
 
-    assert ear.kinds == ["submitted", "started", "scheduled", "queued", "started", "failed", "retried", "changed", "paused", "resumed"]
+    assert ear.kinds == ["submitted", "started", "scheduled", "queued", "started", "failed", "retried", "changed", "paused", "resumed",
+                         "limited", "unlimited"]
+    limited, unlimited = ear.events[-2:]
+    assert (limited["queue"], limited["jobs"], limited["bytes"], limited["urgent"], limited["by"]) == ("q", 5, None, 1, "me")
+    assert unlimited["queue"] == "q"
     put_off, failed, paused = ear.events[2], ear.events[5], ear.events[8]
     assert put_off["reason"] == "failed" and put_off["error"] == failed["error"] and put_off["run_at"] > put_off["at"]
     assert (paused["queue"], paused["reason"], paused["by"], paused["until"]) == ("q", "why", "ann", None) and "job" not in paused

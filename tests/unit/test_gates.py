@@ -185,6 +185,42 @@ def test_an_empty_or_paused_queue_says_so() -> None:
     assert codes(shown) == ["queue_paused", "empty"] and shown["gates"][1]["text"] == "no job is queued in q; 1 wait for their time"
 
 
+def test_a_full_queue_says_so_to_producers_and_a_job_that_could_be_retried_into_it() -> None:
+    core = Core()
+    client, worker = core.connect("c", role="client"), core.connect("w1")
+    (failed,) = submitted(core, new_job())
+    reserved(worker)
+    worker.settle("fail", failed)
+    client.limit("q", jobs=2, urgent=3)
+    (waits, later) = submitted(core, new_job(), new_job(delay=9.0))
+
+    shown = of_queue(core)
+
+    assert codes(shown) == ["queue_full"] and shown["gates"][0]["at"] is None
+    assert shown["gates"][0]["text"] == ("the queue q is full for new jobs: 2 jobs wait, its limit is 2; priorities up to 3 still get in; "
+                                         "set by me (why)")
+    assert codes(explained(core, failed)) == ["finished", "queue_full"]
+    assert codes(explained(core, waits))[-1] == codes(explained(core, later))[-1] == "queue_full"
+    client.cancel(later)
+    core.run()
+    assert codes(of_queue(core)) == [] and codes(explained(core, failed)) == ["finished"]
+
+
+def test_a_full_queue_that_gets_done_says_when_there_will_be_room() -> None:
+    core = Core()
+    core.connect("c", role="client").limit("q", jobs=20)
+    submitted(core, *[new_job()] * 20)
+    worker = core.connect("w1")
+    for _ in range(int(ROUND_S) * 2):
+        worker.settle("ack", *reserved(worker))
+        submitted(core, new_job())
+        core.advance(1.0)
+
+    (gate,) = of_queue(core)["gates"]
+
+    assert gate["code"] == "queue_full" and gate["at"] == pytest.approx(core.now + 2.0, abs=0.5)
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59.6, "1 min"), (61, "1 min 1 s"), (7200, "2 h"), (93600, "1 d 2 h"), (-3, "0 s")])
 def test_a_time_is_told_as_people_say_it(seconds: float, text: str) -> None:
     assert span(seconds) == text

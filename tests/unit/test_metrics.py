@@ -71,6 +71,7 @@ def test_what_is_documented_is_exposed_and_what_is_exposed_is_documented() -> No
 def test_every_metric_has_a_sample_from_the_start_so_that_its_first_event_is_seen() -> None:
     core = Core()
     submitted(core, new_job())
+    core.connect("c", role="client").limit("q", jobs=4)
     for distribution in ("lag", "commit_time", "batch_rows"):
         full = Distribution(SECONDS)
         full.add(0.1, core.now)

@@ -10,7 +10,7 @@ from greenroom.replies import REPLIES, check_notice, check_reply
 from tests.unit.test_vectors import MESSAGES
 
 GOOD = {verb: MESSAGES[f"{verb}_reply"][1] for verb in VERBS}
-ASKED = {verb: len(MESSAGES[verb][1].get("jobs") or MESSAGES[verb][1].get("leases") or ()) for verb in VERBS}
+ASKED = {verb: next((len(items) for items in map(MESSAGES[verb][1].get, ("jobs", "leases")) if isinstance(items, list)), 0) for verb in VERBS}
 WRONG = [5, True, "text", b"bytes", {"a": 1}, [5], ["text"], [[1]], [{"id": 0, "state": "queued"}], [{"id": 1}], [[1, 2]], [None]]
 OPTIONAL = {("jobs", "next"), ("purge", "next"), ("schedules", "next"), ("bulk", "next"), ("bulk", "why"), ("failures", "next"), *((verb, field) for verb in ("hello", "backup") for field in REPLIES[verb])}
 

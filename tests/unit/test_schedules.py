@@ -117,6 +117,7 @@ class Caller:
     """Who asks."""
 
     held_deliveries = 0
+    session = None
 
     def __init__(self) -> None:
         self.answers: list[dict] = []
@@ -507,6 +508,47 @@ def test_a_run_without_room_waits_for_some_and_comes_once(house: House) -> None:
     house.advance(10)
 
     assert house.show()["runs"] == 1 and len(house.jobs()) == 2
+
+
+def test_a_run_waits_while_its_queue_is_full_and_a_run_by_hand_is_refused(house: House) -> None:
+    house.put(every="1h", overlap="queue")
+    house.ask("limit", queue="default", jobs=1)
+    blocking = house.ask("submit", jobs=[{"task": "blocks"}])["jobs"][0]
+    house.advance(2 * HOUR + 30, step=10.0)
+    assert house.jobs() == [blocking] and (house.show()["runs"], house.show()["skipped"]) == (0, 0)
+    with pytest.raises(FullError, match="the queue default is full"):
+        house.ask("schedule_run", name="s")
+
+    house.finish(blocking)
+    house.advance(31)
+
+    assert (house.show()["runs"], house.show()["last_at"]) == (1, pytest.approx(house.now(), abs=31)), "one job for both runs, as missed says"
+    assert len(house.jobs()) == 2
+
+
+def test_of_several_runs_at_once_those_that_fit_into_the_queue_are_submitted_and_the_others_left_out(house: House) -> None:
+    house.put(every="1h", overlap="queue", missed="all", missed_max=5)
+    house.ask("limit", queue="default", jobs=2)
+
+    house.restart(down_s=5.5 * HOUR)
+    house.tick_all()
+
+    assert len(house.jobs()) == 2 and (house.show()["runs"], house.show()["skipped"]) == (2, 3)
+    assert (house.engine.tally.schedule_jobs, house.engine.tally.schedule_skips) == (2, 3)
+
+
+def test_replace_cancels_nothing_while_there_is_no_room_for_the_next(house: House) -> None:
+    house.put(every="1h", overlap="replace")
+    house.advance(HOUR, step=60.0)
+    (first,) = house.jobs()
+    house.ask("limit", queue="default", jobs=1)
+    house.advance(HOUR + 60, step=60.0)
+    assert house.states() == ["queued"]
+
+    house.ask("unlimit", queue="default")
+    house.advance(31)
+
+    assert house.states() == ["cancelled", "queued"] and house.show()["last_job"] != first
 
 
 def test_a_full_disk_holds_schedules_back_too(house: House) -> None:

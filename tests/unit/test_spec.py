@@ -15,6 +15,7 @@ from greenroom.leases import MAX_CRASHES, Timing
 from greenroom.listener import HANDSHAKE_DEADLINE_S
 from greenroom.paces import ROUND_S
 from greenroom.pauses import MAX_PAUSES
+from greenroom.queue_limits import MAX_LIMITS
 from greenroom.protocol import (BACKUP_PIECE_BYTES, DEFAULT_LIMITS, DEFAULT_PORT, ERROR_LIMITS, HELLO_FRAME_BYTES, MAX_ANSWER_VALUES,
                                 MAX_INNER_ITEMS, MAX_MAP_ENTRIES, MAX_REQUEST_VALUES, MAX_TEXT_BYTES, VERBS, WORKER_VERBS,
                                 check_fields)
@@ -71,7 +72,7 @@ def vectors_of_schedules() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry", "delete", "bulk", "failures", "runs", "logs", "get", "wait", "settle", "heartbeat", "report", "extend", "backup", "schedules",
-                                  "schedule_delete", "schedule_pause", "schedule_resume", "schedule_run", "pause", "resume", "change", "purge", "explain", "subscribe"])
+                                  "schedule_delete", "schedule_pause", "schedule_resume", "schedule_run", "pause", "resume", "limit", "unlimit", "change", "purge", "explain", "subscribe"])
 def test_the_verbs_described_in_a_sentence_name_all_their_fields(verb: str) -> None:
     sentence = part(f"### {verb}\n", "Reply")
 
@@ -160,6 +161,7 @@ def test_the_gates_are_those_of_the_code_and_numbers_of_pauses_and_changes_too()
 
     assert {code.strip() for row in rows for code in row.split(",")} == codes
     assert f"at most {MAX_PAUSES:,}" in TEXT and f"{MAX_PAUSES:,} queues and tasks" in TEXT and "4 MiB of payloads together" in TEXT
+    assert f"there are at most {MAX_LIMITS:,} |" in TEXT and f"FULL: {MAX_LIMITS:,} queues have one" in TEXT
     assert control_verbs.CHANGE_BYTES == 4 * 2**20 and "10 to 20 s" in TEXT and ROUND_S == 10.0
 
 

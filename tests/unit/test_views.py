@@ -65,15 +65,31 @@ def test_queues_tasks_and_counts_add_up() -> None:
 
     assert views.queues(core.engine, nothing) == {"total": 2, "queues": [
         {"name": "x", "scheduled": 1, "queued": 0, "running": 1, "completed": 0, "failed": 1, "cancelled": 0, "expired": 0, "requeued": 0,
-         "workers": 2, "tasks": 2, "paused": None},
+         "workers": 2, "tasks": 2, "paused": None, "limit": None},
         {"name": "y", "scheduled": 0, "queued": 0, "running": 1, "completed": 0, "failed": 0, "cancelled": 0, "expired": 0, "requeued": 0,
-         "workers": 1, "tasks": 1, "paused": None}]}
+         "workers": 1, "tasks": 1, "paused": None, "limit": None}]}
     assert [(entry["task"], entry["total"], entry["workers"]) for entry in tasks_of(core)] == [
         ("a", 2, 1), ("b", 2, 2)]
     counted = views.counts(core.engine, nothing)
     assert counted["states"] == {"scheduled": 1, "queued": 0, "running": 2, "completed": 0, "failed": 1, "cancelled": 0, "expired": 0}
     assert (counted["total"], counted["workers"], counted["idle"], counted["busy"]) == (4, 3, 1, 1)
     assert counted["connections"] == 3 and counted["memory"] == {"jobs": 0, "bytes": 0, "leases": 2}
+
+
+def test_a_limit_is_shown_with_what_waits_also_before_the_first_job() -> None:
+    core = Core()
+    client = core.connect("c", role="client")
+    client.limit("x", jobs=10, size=4, urgent=1, extra=25)
+    client.limit("new", jobs=1)
+    client.submit(new_job(queue="x", payload=b"1234"), new_job(queue="x", payload=b"5"), new_job(queue="y"))
+    core.run()
+
+    shown = {entry["name"]: entry["limit"] for entry in views.queues(core.engine, nothing)["queues"]}
+
+    assert shown["y"] is None and (shown["new"]["waiting"], shown["new"]["full"]) == (0, None)
+    assert shown["x"] == {"jobs": 10, "bytes": 4, "urgent": 1, "extra": 25, "most_jobs": 13, "most_bytes": 5, "set_at": core.now, "reason": "why",
+                          "by": "me", "waiting": 1, "waiting_bytes": 4, "full": "ordinary", "refused": 1}
+    assert views.limit(core.engine.limits.get("x")) == {"queue": "x", **shown["x"]}
 
 
 def test_what_is_paused_is_shown_with_its_workers_also_before_its_first_job() -> None:

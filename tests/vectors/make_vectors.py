@@ -38,6 +38,8 @@ PAUSED = {**SCHEDULE, "next_at": None, "next_runs": [], "paused_at": 1795560407.
 PAUSE = {"queue": "mail", "task": None, "paused_at": 1795560405.5, "until": 1795561005.5, "reason": "provider is down", "by": "ann"}
 FAILURE = {"fingerprint": "5d1c0e7a9b3f2468", "task": "send", "error": "TimeoutError", "place": "shop/mail.py in send", "message": "no answer after 3 s",
            "count": 2, "first_at": 1795560400.5, "last_at": 1795560406.5, "workers": ["w1"], "workers_total": 1, "newest": 9, "jobs": [9, 7]}
+LIMIT = {"queue": "mail", "jobs": 1000, "bytes": None, "urgent": 2, "extra": 10, "most_jobs": 1100, "most_bytes": None, "set_at": 1795560405.5,
+         "reason": "", "by": "ann", "waiting": 1003, "waiting_bytes": 40960, "full": "ordinary", "refused": 12}
 COUNTS = {"scheduled": 0, "queued": 1, "running": 1, "completed": 5, "failed": 0, "cancelled": 0, "expired": 0}
 
 #: Name -> (heading, message). `C` is sent by the peer, `S` by the broker.
@@ -101,7 +103,7 @@ MESSAGES: dict[str, tuple[str, dict]] = {
                        "scanned": {"jobs": 2, "newest": 9, "oldest": 7}, "next": None}),
     "queues": ("C:", {"verb": "queues", "id": 11}),
     "queues_reply": ("S:", {"id": 11, "queues": [{"name": "default", **COUNTS, "requeued": 0, "workers": 1, "tasks": 2,
-                     "paused": None}],
+                     "paused": None, "limit": None}],
                      "total": 1}),
     "workers": ("C:", {"verb": "workers", "id": 12}),
     "workers_reply": ("S:", {"id": 12, "workers": [WORKER], "total": 1}),
@@ -120,7 +122,8 @@ MESSAGES: dict[str, tuple[str, dict]] = {
                     "reports": {"lines": 0, "progress": 0}, "subscribers": 0,
                     "damaged": {"total": 0, "jobs": []},
                     "settles": {"late": 0, "stale": 0, "repeated": 0}, "repeated_submits": 0, "refused": {},
-                    "refused_jobs": {}, "waiting": {"reserves": 1, "waits": 0, "answers": 0, "answer_bytes": 0},
+                    "refused_jobs": {}, "waiting": {"reserves": 1, "waits": 0, "answers": 0, "answer_bytes": 0, "limited_queues": 0,
+                                                      "full_queues": 0, "limit_refusals": 0},
                     "door": {"open": 2, "shaking": 0, "max": 19872, "handshakes": 2, "protocol_errors": 0}, "rejected": {},
                     "process": {"resident_bytes": 54304768, "cpu_s": 0.5, "open_files": 18, "max_files": 20000, "viewers": 0,
                                 "log_lines_dropped": 0}}),
@@ -152,6 +155,15 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "pauses_reply": ("S:", {"id": 20, "pauses": [PAUSE]}),
     "resume": ("C:", {"verb": "resume", "id": 21, "queue": "mail"}),
     "resume_reply": ("S:", {"id": 21, "resumed": True}),
+    "limit": ("C: a thousand jobs may wait, and a tenth more of the priorities 1 and 2", {"verb": "limit", "id": 27, "queue": "mail", "jobs": 1000,
+              "urgent": 2, "by": "ann"}),
+    "limit_reply": ("S: some more wait already", {"id": 27, "limit": LIMIT}),
+    "limits": ("C:", {"verb": "limits", "id": 28}),
+    "limits_reply": ("S:", {"id": 28, "limits": [LIMIT]}),
+    "unlimit": ("C:", {"verb": "unlimit", "id": 29, "queue": "mail"}),
+    "unlimit_reply": ("S:", {"id": 29, "removed": True}),
+    "submit_reply_queue_full": ("S: there was room for one of two", {"id": 2, "jobs": [7, {"code": "FULL", "message":
+                                "the queue mail is full: 1000 jobs wait, its limit is 1000", "field": "queue", "retry_after_s": 2.5}]}),
     "change": ("C: two jobs shall run first", {"verb": "change", "id": 22, "jobs": [8, 9], "priority": 1}),
     "change_reply": ("S: one of them runs already", {"id": 22, "outcomes": ["changed", {
                      "code": "CONFLICT", "message": "job 9 is running: only a job that waits can be changed"}]}),
