@@ -246,8 +246,11 @@ class Producer(Actor):
             raise Violation(f"I8: the same submit was answered {submission.ids} and {answer['jobs']}")
         if submission.ids is None:
             submission.ids = answer["jobs"]
+            refused = []
             for job_id, item in zip(answer["jobs"], submission.items, strict=True):
-                if isinstance(job_id, dict):
+                if isinstance(job_id, dict) and job_id.get("field") in ("queue", "payload"):
+                    refused.append(item)
+                elif isinstance(job_id, dict):
                     if "unique_key" not in item or job_id["duplicate"] not in self.history.house.newest():
                         raise Violation(f"U1: {item} was answered {job_id}")
                     self.world.counts["duplicate"] += 1
@@ -255,6 +258,11 @@ class Producer(Actor):
                 if isinstance(job_id, int):
                     self.history.heard_accepted(job_id, item["payload"])
                     self.ids.append(job_id)
+            if refused:  # their queue is full; they are submitted anew when there may be room
+                self.world.counts["a job finds its queue full"] += len(refused)
+                anew = Submission(self.rng.randbytes(16), refused, self.run.house.now)
+                self.submissions.append(anew)
+                self.later(0.3 + self.rng.random(), lambda: self._again(anew))
 
     def _again(self, submission: Submission) -> None:
         if submission.ids is None and not submission.is_over and self.is_greeted:

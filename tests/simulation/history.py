@@ -82,6 +82,8 @@ class History:
         self._fell_due: set[int] = set()
         self._variants: dict[bytes, list[tuple[str, int]]] = {}  # payload -> (queue, priority) that somebody gave its job, in order
         self._told_priority: dict[int, int] = {}  # job -> priority of the latest change that was told
+        self._limits: dict[str, dict] = {}  # queue -> the latest request about its limit
+        self._told_limits: dict[str, dict] = {}  # … if it was told that this limit holds
         self._started_at = 0.0
         self._message: dict = {}
         self.blame = Blame(house)
@@ -95,9 +97,31 @@ class History:
         due = spec.run_at if spec.delay is None else self.house.now + spec.delay
         if job.run_at != due:
             raise Violation(f"I15: {job} is for {job.run_at}, was for {due}")
+        self._check_limit(job)
         self.payloads[job.id] = job.payload
         if job.state is State.QUEUED:
             self.falls_due(job)
+
+    def _check_limit(self, job: Job) -> None:
+        """No submit lets a queue hold more than its limit allows for a job of that priority (Q1)."""
+        limited = job.lane.limited
+        if limited is None:
+            return
+        limit = limited.limit
+        most = ((limit.most_jobs, limit.most_bytes) if limit.urgent is not None and job.priority <= limit.urgent else (limit.jobs, limit.bytes))
+        for waiting, bound, soft in zip((limited.waiting, limited.waiting_bytes), most, (limit.jobs, limit.bytes)):
+            if bound is not None and waiting > bound:
+                raise Violation(f"Q1: {job} was taken in, and {waiting} wait under {limit}")
+            self.world.counts["an urgent job passes the limit"] += soft is not None and waiting > soft
+
+    def _answered_limit(self, message: dict, answer: dict) -> None:
+        """A limit that was told is on disk, unless something came after it (I1)."""
+        self.world.counts["limit"] += 1
+        queue = message["queue"]
+        if self._limits[queue] is message and queue not in self.house.store.committed_limits():
+            raise Violation(f"I1: the limit of {queue} was told before its row")
+        if self._limits[queue] is message:
+            self._told_limits[queue] = message
 
     def changed(self, job: Job) -> None:
         """A waiting job is being changed, and goes to where it waits now."""
@@ -335,6 +359,10 @@ class History:
         if not there.issuperset(self.kept):
             raise Violation(f"I10: the broker stopped in order with the leases {self.kept}, and starts with {there}")
         self.kept = []
+        limits = {limit.queue: (limit.jobs, limit.bytes, limit.urgent) for limit in restored.limits}
+        for queue, told in self._told_limits.items():
+            if limits.get(queue) != (told.get("jobs"), told.get("bytes"), told.get("urgent")):
+                raise Violation(f"I1: the limit {told} was told, and after the restart it is {limits.get(queue)}")
         for job in restored.cancelled:
             self.world.counts["cancelled by a restart"] += 1
             self.world.note("restart cancels", job)
@@ -390,6 +418,9 @@ class History:
         elif verb == "settle":
             for job_id, fence, outcome, *_ in message["leases"]:
                 self.settles[job_id, fence, outcome] += 1
+        elif verb in ("limit", "unlimit"):
+            self._limits[message["queue"]] = message
+            self._told_limits.pop(message["queue"], None)
         elif verb == "extend":
             for job_id, fence in message["leases"]:
                 self._extended[job_id, fence] = (self.house.now, self.house.now + message["for"])

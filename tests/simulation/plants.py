@@ -15,11 +15,12 @@ from greenroom.batches import Batches
 from greenroom.deadlines import DeadlineRules
 from greenroom.effects import Delivery
 from greenroom.engine import Engine
-from greenroom.errors import BusyError
+from greenroom.errors import BusyError, GreenroomError
 from greenroom.events import EventLog
 from greenroom.job import Job, State, rank_of
 from greenroom.lanes import Lane
 from greenroom.leases import LeaseRules
+from greenroom.queue_limits import LimitedQueue
 from greenroom.records import LogLine, Lost, Restored, SettleItem
 from greenroom.scheduled import Scheduled
 from greenroom.sessions import RunLimits
@@ -326,6 +327,25 @@ def soft_limit_early(real: Function) -> Function:
     return limits
 
 
+def one_too_many(real: Function) -> Function:
+    """A full queue takes one more."""
+    def refusals(self: LimitedQueue, priority: int, *args: object) -> list[GreenroomError | None]:
+        limit = self.limit
+        self.limit = limit._replace(jobs=limit.jobs and limit.jobs + 1)
+        try:
+            return real(self, priority, *args)
+        finally:
+            self.limit = limit
+    return refusals
+
+
+def limits_forgotten(real: Function) -> Function:
+    """A restart knows no limits any more."""
+    def open_(self: MemoryStore) -> Restored:
+        return real(self)._replace(limits=[])
+    return open_
+
+
 PLANTS = [
     Plant("fence not checked", LeaseRules, "settle", fence_not_checked, 40),
     Plant("late settle accepted after redelivery", LeaseRules, "_settle_late", late_settle_after_redelivery, 40),
@@ -360,4 +380,6 @@ PLANTS = [
     Plant("a delivery does not tell of crashes", batches, "_delivered", crashes_not_told, 40),
     Plant("suspects run together", Suspects, "is_suspect", suspects_together, 40),
     Plant("a repeated submit has another outcome", Batches, "find_submission", another_outcome, 40),
+    Plant("a full queue takes one more", LimitedQueue, "refusals", one_too_many, 40),
+    Plant("limits forgotten at a restart", MemoryStore, "open", limits_forgotten, 120),
 ]

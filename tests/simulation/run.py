@@ -19,6 +19,7 @@ from tests.simulation.actors import QUEUES, STEERER_PAUSE_S, TASKS, Actor, Admin
 from tests.simulation.blame import POISONED_EVERY
 from tests.simulation.history import History, Spec
 from tests.simulation.house import POINTS, Alarm, House
+from tests.simulation.limiter import LIMITED_EVERY, Limiter
 from tests.simulation.network import Wire
 from tests.simulation.planner import PLANNED_EVERY, Planner
 from tests.simulation.stores import SimStore, TwinStore
@@ -125,6 +126,7 @@ class Run:
         self.numbers = self._numbers()
         self._kept_events = FEW_EVENTS if seed % (2 * SUBSCRIBED_EVERY) == 2 else events.MAX_EVENTS
         self.subscriber: Subscriber | None = None
+        self.limiter: Limiter | None = None
         self.is_healed = False
         self.actors: list[Actor] = []
         self.wires: list[Wire] = []
@@ -218,6 +220,9 @@ class Run:
             self.actors.append(self.history.planner)
         if self.seed % STEERED_EVERY == 1 and not self.is_flood:
             self.actors.append(Steerer(self, "steerer"))
+        if self.seed % LIMITED_EVERY == 3 and not self.is_flood:
+            self.limiter = Limiter(self, "limiter")
+            self.actors.append(self.limiter)
         if self.seed % SUBSCRIBED_EVERY == 2:
             self.subscriber = Subscriber(self, "subscriber")
             self.actors.append(self.subscriber)
@@ -375,6 +380,7 @@ class Run:
         for worker in self.workers:
             worker.sleep.end()
             worker.leave()
+        self._end_limits()
         world.run(world.now + 60.0, done=lambda: all(producer.is_done for producer in self.producers))
         self._end_schedules()
         for actor in self.actors:
@@ -393,6 +399,14 @@ class Run:
         world.run(world.now + bound_s, done=house.is_done)
         if not house.is_done():
             raise Violation(f"L1: {house.engine.waiting} jobs wait and {house.engine.leases} run {bound_s:.0f} s after it healed")
+
+    def _end_limits(self) -> None:
+        if self.limiter is not None:
+            self.limiter.end()
+            self.world.run(self.world.now + 60.0, done=lambda: self.limiter.is_done)
+            if not self.limiter.is_done:
+                raise Violation("L1: the limits can't be ended")
+            self.limiter.is_over = True
 
     def _end_schedules(self) -> None:
         planner = self.history.planner

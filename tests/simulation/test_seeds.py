@@ -30,7 +30,7 @@ MUST_HAPPEN = (
     "crash: the machine", "crash: the store failed", "stop in order", "a crash in a COMMIT that is on disk",
     "a failed COMMIT is on disk", "power cut: drop", "power cut: all", "power cut: prefix", "power cut: sectors",
     "SQLite kept the open transaction",
-    "pause", "a pause ends by itself", "a queued job is changed", "changed in bulk", "purge", "a job is purged",
+    "pause", "a pause ends by itself", "a queued job is changed", "changed in bulk", "limit", "a job finds its queue full", "an urgent job passes the limit", "purge", "a job is purged",
     "half-open connection", "half-closed connection", "no answer in time", "put off", "retried", "expired", "timed out", "duplicate", "worker crash", "worker stands still", "wall clock jumps",
     "gap of events", "subscribed again without a gap", "gap of a slow subscriber", "told to the end", "event: requeued", "event: retried",
     "event: scheduled", "event: progress", "event: expired",
