@@ -557,6 +557,35 @@ def queues_are_paused_and_resumed(visit: Visit) -> None:
     page.wait_for_selector("#paused", state="detached")
 
 
+def queues_are_limited(visit: Visit) -> None:
+    page, row = visit.page, "tr[data-queue='mail']"
+    at(visit, "#/queues")
+    page.click(f"{row} button:has-text('Limit')")
+    page.wait_for_selector(f"{row} input[name=jobs]:focus")
+    page.keyboard.type("2")
+    page.fill(f"{row} input[name=urgent]", "3")
+    page.fill(f"{row} .reason", "the <b>server</b> is slow")
+    page.click(f"{row} button.go")
+
+    page.wait_for_selector(f"{row} .limit:has-text('2 of 2 jobs wait: new jobs are refused, priorities up to 3 are not')")
+    page.wait_for_selector(f"{row} .limit:has-text('by web: the <b>server</b> is slow')")
+    page.wait_for_selector("#full-queues:has-text('1 queue is full')")
+    page.click(f"{row} td[data-label=queued] a")
+    page.click("tr[data-job] button >> nth=0")
+    page.wait_for_selector(".why [data-gate=queue_full]:has-text('is full for new jobs')")
+    at(visit, "#/queues")
+    page.click(f"{row} button:has-text('Limit')")
+    assert page.input_value(f"{row} input[name=jobs]") == "2"
+    page.fill(f"{row} input[name=jobs]", "")
+    page.fill(f"{row} input[name=mib]", "0.5")
+    page.click(f"{row} button.go")
+    page.wait_for_selector(f"{row} .limit:has-text('of 512 KiB wait')")
+    page.wait_for_selector("#full-queues", state="detached")
+    page.click(f"{row} button:has-text('Limit')")
+    page.click(f"{row} button:has-text('Remove limit')")
+    page.wait_for_selector(f"{row} .limit", state="detached")
+
+
 def schedules_are_paused_and_run(visit: Visit) -> None:
     page, row = visit.page, "tr[data-schedule='night']"
     at(visit, "#/schedules")
@@ -634,7 +663,7 @@ SCENARIOS: dict[str, Callable[[Visit], None]] = {scenario.__name__: scenario for
     without_events_the_page_polls_and_comes_back, everything_fits_1440_by_900, nothing_scrolls_sideways_on_a_phone,
     the_broker_itself_is_watched, text_has_contrast_in_both_themes, the_keyboard_is_enough, wrong_input_is_told_at_its_field,
     without_a_worker_the_page_says_how_to_start_one, jobs_are_filtered_by_the_address, pages_of_jobs_go_back_in_time,
-    many_jobs_are_cancelled_and_retried, jobs_are_searched_and_deleted, failures_are_grouped_and_one_is_tried_first, queues_are_paused_and_resumed,
+    many_jobs_are_cancelled_and_retried, jobs_are_searched_and_deleted, failures_are_grouped_and_one_is_tried_first, queues_are_paused_and_resumed, queues_are_limited,
     schedules_are_paused_and_run, hostile_text_stays_text_on_every_page, the_other_pages_fit_a_phone,
     the_other_pages_have_contrast_and_fit_a_window)}
 

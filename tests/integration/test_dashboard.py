@@ -229,6 +229,7 @@ def test_hostile_text_stays_text_on_every_page(scenarios: Scenarios, broker: obj
     submit(broker, "evil_error", {EVIL: EVIL}, attempts=1)
     wait_for_states(broker, failed=1)
     post(broker, "/api/pause", {"queue": "default", "reason": EVIL[:200], "by": EVIL[:100]})
+    post(broker, "/api/limit", {"queue": "default", "jobs": 1, "reason": EVIL[:200], "by": EVIL[:100]})
     post(broker, "/api/schedules/night", {"job": {"task": "evil_text"}, "every": "1h"})
     assert post(broker, "/api/schedules/night/pause", {"reason": EVIL[:200]})["schedule"]["reason"] == EVIL[:200]
 
@@ -303,6 +304,13 @@ def test_queues_are_paused_and_resumed(scenarios: Scenarios, broker: object, sta
     scenarios.run(broker, "queues_are_paused_and_resumed")
 
 
+def test_queues_are_limited(scenarios: Scenarios, broker: object) -> None:
+    for _ in range(2):
+        submit(broker, "a_task_that_nobody_has", {}, queue="mail")
+
+    scenarios.run(broker, "queues_are_limited")
+
+
 def test_schedules_are_paused_and_run(scenarios: Scenarios, broker: object) -> None:
     post(broker, "/api/schedules/night", {"job": {"task": "to_uppercase", "payload": {"data": "x"}}, "cron": "30 2 * * *"})
     post(broker, "/api/schedules/often", {"job": {"task": "fibonacci", "payload": {"n": 1}}, "every": "2h"})
@@ -320,6 +328,7 @@ def with_all_that_pages_can_show(start_both: Callable[[], BrokerProcess]) -> Bro
     wait_for_states(broker, failed=3, completed=27)
     post(broker, "/api/pause", {"queue": f"{long}queue", "reason": "x" * 200})
     post(broker, "/api/pause", {"task": f"{long}task", "reason": "the disk is full", "for": 900})
+    post(broker, "/api/limit", {"queue": f"{long}queue", "jobs": 1, "bytes": 10**12, "urgent": 2, "reason": "z" * 200})
     for schedule in ("night", long):
         post(broker, f"/api/schedules/{schedule}", {"job": {"task": f"{long}task", "queue": long}, "cron": "*/15 2-4 * * mon-fri",
                                                     "timezone": "America/Argentina/ComodRivadavia"})

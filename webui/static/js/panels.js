@@ -1,6 +1,7 @@
 // The upper half of the page: header, banners, cards, charts, workers, security.
 
 import { count, day, length, share } from "./format.js";
+import { FullBanner } from "./limits.js";
 import { PausedBanner } from "./queues.js";
 import { PAGES, address, route, showJob } from "./route.js";
 import { jobs, link, now, security, stateFilter, stats, workers, workersTotal } from "./state.js";
@@ -54,6 +55,7 @@ export function Banners() {
     ${stats.value?.store?.full && html`<p class="banner tone-bad" id="disk-full"><${Icon} name="warn" />The broker's disk is nearly full: new jobs are refused, running ones can be settled.</p>`}
     ${stats.value?.damaged?.total > 0 && html`<p class="banner tone-bad"><${Icon} name="warn" />${count(stats.value.damaged.total)} jobs are damaged on the broker's disk; its log names them.</p>`}
     <${PausedBanner} />
+    <${FullBanner} />
     ${waiting.length > 0 && html`<p class="banner tone-warn"><${Icon} name="warn" /><span>No connected worker can run
       ${waiting.slice(0, 3).map((task, i) => html`${i ? ", " : " "}<bdi class="mono">${task.task}</bdi> (${count(task.queued)} waiting)`)}
       ${waiting.length > 3 ? ` and ${waiting.length - 3} more` : ""}</span></p>`}

@@ -1,0 +1,45 @@
+// How much may wait in a queue, how full it is, and the form that limits it.
+
+import { useLayoutEffect, useRef, useState } from "../vendor/preact-hooks.js";
+import { bytes, count, visible } from "./format.js";
+import { address } from "./route.js";
+import { stats } from "./state.js";
+import { Icon, When, html } from "./ui.js";
+
+const MIB = 2 ** 20;
+
+/** What waits of what may, who is refused, and who said so: an entry of /api/limits. */
+export function Limited({ limit }) {
+  const parts = [limit.jobs && `${count(limit.waiting)} of ${count(limit.jobs)} jobs`, limit.bytes && `${bytes(limit.waiting_bytes)} of ${bytes(limit.bytes)}`].filter(Boolean);
+  const fill = Math.max(limit.jobs ? limit.waiting / limit.jobs : 0, limit.bytes ? limit.waiting_bytes / limit.bytes : 0);
+  const refused = limit.full === "all" ? "all new jobs are refused" : `new jobs are refused, priorities up to ${limit.urgent} are not`;
+  return html`<p class=${limit.full ? "tone-text-warn limit" : "muted limit"}>
+    ${limit.full && html`<span class="badge s-paused"><${Icon} name="warn" />full</span>`}
+    <progress max="1" value=${Math.min(1, fill)} aria-label="how full the queue is" /> ${parts.join(", ")} wait${limit.full ? `: ${refused}` : ""}${limit.refused ? `; ${count(limit.refused)} kept out so far` : ""}
+    <small> · limited <${When} at=${limit.set_at} /> by <bdi>${visible(limit.by)}</bdi>${limit.reason ? html`: <bdi>${visible(limit.reason)}</bdi>` : ""}</small></p>`;
+}
+
+/** Asks for a limit, or for its end: onLimit(body of /api/limit without the queue), onRemove(). */
+export function LimitForm({ name, limit, onLimit, onRemove, onCancel }) {
+  const [fields, setFields] = useState(() => ({ jobs: limit?.jobs ?? "", mib: limit?.bytes ? limit.bytes / MIB : "", urgent: limit?.urgent ?? "", extra: limit?.extra ?? 10, reason: limit?.reason ?? "" }));
+  const first = useRef(null);
+  useLayoutEffect(() => first.current.focus(), []); // before the next key comes
+  const said = (key) => (event) => setFields({ ...fields, [key]: event.target.value });
+  const submit = (event) => {
+    event.preventDefault();
+    const { jobs, mib, urgent, extra, reason } = fields;
+    onLimit({ ...(jobs && { jobs: Number(jobs) }), ...(mib && { bytes: Math.round(Number(mib) * MIB) }), ...(urgent && { urgent: Number(urgent) }), extra: Number(extra), reason: reason.trim() });
+  };
+  const number = (key, label, more) => html`<label class="short">${label} <input type="number" name=${key} min="1" value=${fields[key]} onInput=${said(key)} ...${more} aria-label="${label} of ${name}" /></label>`;
+  return html`<form class="pause" data-limit onSubmit=${submit} onKeyDown=${(event) => { if (event.key === "Escape") onCancel(); }}>
+    ${number("jobs", "Jobs that may wait", { ref: first })}${number("mib", "MiB of payloads", { step: "any", min: "0" })}
+    ${number("urgent", "Urgent up to priority", { max: "10", placeholder: "none" })}${number("extra", "by per cent", { max: "1000", required: true })}
+    <label>Why? <input type="text" class="reason" maxlength="256" placeholder="shown to everybody" value=${fields.reason} onInput=${said("reason")} /></label>
+    <button type="submit" class="go">Limit</button>${limit && html`<button type="button" onClick=${onRemove}>Remove limit</button>`}<button type="button" onClick=${onCancel}>Not now</button></form>`;
+}
+
+/** Which queues are full, on every page. */
+export function FullBanner() {
+  const full = stats.value?.waiting?.full_queues;
+  return full ? html`<p class="banner tone-warn" id="full-queues"><${Icon} name="warn" /><span>${count(full)} ${full === 1 ? "queue is" : "queues are"} full, new jobs are refused: <a href=${address("queues")}>see Queues</a></span></p>` : null;
+}
