@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Generic, TypeVar, cast
+from typing import Generic, NoReturn, TypeVar, cast
 
 if __name__ == "__main__":
     from greenroom.needs import require
@@ -36,6 +36,7 @@ from greenroom.link import CONNECT_TIMEOUT_S, Backoff, Link
 from greenroom.protocol import VERSION, unpack_value
 from greenroom.submit_options import check_names, wire_options
 from greenroom.unique import Duplicate
+from greenroom.when_full import FULL_ERRORS, WhenFull, when_full
 
 #: What a job's task returns.
 Result = TypeVar("Result", covariant=True)
@@ -62,7 +63,10 @@ class Handle(Generic[Result]):
     Attributes:
         id: the job's number.
         is_duplicate: the submit made no new job: this one has its unique key.
+        is_dropped: there is no job, see DroppedHandle.
     """
+
+    is_dropped = False
 
     __slots__ = ("id", "is_duplicate", "_client")
 
@@ -116,6 +120,30 @@ class Handle(Generic[Result]):
         return self._client.explain(self.id)
 
 
+class DroppedHandle(Handle[Result]):
+    """Stands for a job that was not submitted, as the broker had no room for it and that was to be dropped (`on_full="drop"`).
+
+    Attributes:
+        id: 0, which no job has. why: the refusal; whatever is asked of this handle raises it.
+    """
+
+    is_dropped = True
+
+    __slots__ = ("why",)
+
+    def __init__(self, client: Client, why: GreenroomError) -> None:
+        super().__init__(client, 0)
+        self.why = why
+
+    def __repr__(self) -> str:
+        return f"<DroppedHandle: {self.why.message}>"
+
+    def _refuse(self, *args: object, **named: object) -> NoReturn:
+        raise self.why
+
+    result = status = cancel = change = explain = _refuse
+
+
 def _handle(client: Client, outcome: int | Duplicate) -> Handle:
     return Handle(client, outcome) if isinstance(outcome, int) else Handle(client, outcome.job, is_duplicate=True)
 
@@ -134,16 +162,22 @@ class Client(Controls, ScheduleCalls, FailureCalls):
         ca, cert, key: PEM files, see greenroom.endpoint.find_endpoint for the defaults.
         name: shown on the broker's pages; letters, digits and . _ : -
         timeout: seconds for an answer of the broker, reconnecting included. Waiting for jobs has its own.
+        on_full, full_timeout: what submits do that do not say it themselves, see `submit`.
+
+    Attributes:
+        dropped: jobs that were dropped so far, because the broker had no room for them.
 
     Raises:
-        ConfigError: a bad URL, or certificate files that are missing or unusable.
+        ConfigError: a bad URL, or certificate files that are missing or unusable. ValueError: there is no such `on_full`.
     """
 
     def __init__(self, url: str | None = None, *, ca: str | None = None, cert: str | None = None, key: str | None = None,
-                 name: str | None = None, timeout: float = 30.0) -> None:
+                 name: str | None = None, timeout: float = 30.0, on_full: str = "raise", full_timeout: float | None = None) -> None:
         if not timeout > 0:
             raise ConfigError("timeout must be more than 0 seconds")
         self.timeout = timeout
+        self.dropped = 0
+        self._full = when_full(on_full, full_timeout)
         self.endpoint = find_endpoint(url, ca=ca, cert=cert, key=key)
         self._hello: dict = {"version": VERSION, "role": "client", "software": f"greenroom-python/{__version__}"}
         if name is not None:
@@ -154,6 +188,7 @@ class Client(Controls, ScheduleCalls, FailureCalls):
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()  # held by the one thread that connects
+        self._count_lock = threading.Lock()  # guards `dropped`
         self._link: Link | None = None
         self._was_connected = False
         self._waits = SharedWaits(self._connected, self.timeout)
@@ -165,7 +200,7 @@ class Client(Controls, ScheduleCalls, FailureCalls):
         self.close()
 
     def submit(self, task: str, payload: object = None, *, raw: bool = False, answer_timeout: float | None = None,
-               **options: object) -> Handle:
+               on_full: str | None = None, full_timeout: float | None = None, **options: object) -> Handle:
         """Hand in one job and return its handle once the broker has it on disk.
 
         It is sent again, safely, when the answer is lost or the broker is busy.
@@ -175,51 +210,55 @@ class Client(Controls, ScheduleCalls, FailureCalls):
             payload: a map of arguments (anything msgpack can carry; integers outside 64 bits become decimal strings); None:
                 an empty map. With `raw`: bytes.
             answer_timeout: seconds until giving up; None: 300, and no more than that.
+            on_full: what to do if the broker has no room (its queue is at its limit, a cap is reached, the disk is full): "raise"
+                FullError; "wait" for room, for `full_timeout` seconds (None: 300), and raise it then; "drop" the job: a DroppedHandle is
+                returned and counted in `dropped`. None: what the client was made with, by default "raise".
             options: those of the table in greenroom/job.py (docs/tasks.md has them all), such as queue, priority (1 runs
                 first, 10 last), delay in seconds or run_at, Unix seconds or a datetime, before which the job does not run.
 
         Raises:
-            TypeError: there is no such option.
+            TypeError: there is no such option. ValueError: there is no such `on_full`.
             InvalidError, TooLargeError: the job is refused.
             FullError, StoreFullError, BusyError: the broker takes nothing (more); nothing was stored.
             ConnectError: no broker; nothing was stored.
             UnknownOutcomeError: it was sent and no answer came: it may or may not be stored.
         """
         check_names(options, "submit")
-        return self._submit_one(wire_job({**options, "task": task, "payload": payload, "raw": raw}), answer_timeout)
+        full = when_full(on_full, full_timeout, self._full)
+        return self._submit_one(wire_job({**options, "task": task, "payload": payload, "raw": raw}), answer_timeout, full)
 
-    def _submit_one(self, job: dict | GreenroomError, answer_timeout: float | None) -> Handle:
-        submits = Submits(self._connected, [job], RESEND_S if answer_timeout is None else answer_timeout)
+    def _submit_one(self, job: dict | GreenroomError, answer_timeout: float | None, full: WhenFull) -> Handle:
+        submits = Submits(self._connected, [job], RESEND_S if answer_timeout is None else answer_timeout, full)
         submits.run()
-        outcome = submits.outcomes[0] if submits.outcomes else submits.failure
-        if isinstance(outcome, GreenroomError):
-            raise outcome
-        return _handle(self, outcome)
+        return handle_of(self, submits.outcomes[0] if submits.outcomes else submits.failure, full)
 
     def resubmit(self, job_id: int, payload: object = None, *, raw: bool = False, answer_timeout: float | None = None,
-                 **options: object) -> Handle:
+                 on_full: str | None = None, full_timeout: float | None = None, **options: object) -> Handle:
         """Hand in a copy of a job, of any state, and return the copy's handle; the job itself stays as it is.
 
         Args:
             payload: None: the same. options: what is to be different; None takes an option away. Its time to run is not copied.
-            raw, answer_timeout: as in `submit`.
+            raw, answer_timeout, on_full, full_timeout: as in `submit`.
 
         Raises:
             NotFoundError, GoneError: there is no such job (any more). ConflictError: its payload is lost.
             TypeError, GreenroomError: as `submit`.
         """
         check_names(options, "resubmit")
+        full = when_full(on_full, full_timeout, self._full)
         (view,) = self.get([job_id], payload=True)
         if "error" in view and "state" not in view:
             raise from_wire(view["error"])
-        return self._submit_one(wire_copy(view, payload, raw, options), answer_timeout)
+        return self._submit_one(wire_copy(view, payload, raw, options), answer_timeout, full)
 
-    def submit_many(self, jobs: Iterable[dict | tuple], *, answer_timeout: float | None = None, **options: object) -> list[Handle]:
+    def submit_many(self, jobs: Iterable[dict | tuple], *, answer_timeout: float | None = None, on_full: str | None = None,
+                    full_timeout: float | None = None, **options: object) -> list[Handle]:
         """Hand in many jobs, up to 1,000 a frame and a few frames at a time; the iterable is read as they are sent.
 
         Args:
             jobs: `(task, payload)` tuples, or dicts with `task` and any of `payload`, `raw` and the options of `submit`.
             answer_timeout: seconds for each frame, as in `submit`.
+            on_full, full_timeout: as in `submit`. While it waits for room nothing more is read; it gives up once no job got in for that long.
             options: for jobs that do not say themselves.
 
         Returns:
@@ -231,11 +270,12 @@ class Client(Controls, ScheduleCalls, FailureCalls):
             GreenroomError: as `submit`, if one error refused them all.
         """
         check_names(options, "submit_many")
+        full = when_full(on_full, full_timeout, self._full)
         defaults = wire_options(options)
         submits = Submits(self._connected, (wire_job(job, defaults) for job in jobs),
-                          RESEND_S if answer_timeout is None else answer_timeout)
+                          RESEND_S if answer_timeout is None else answer_timeout, full)
         submits.run()
-        return handles_of(self, submits.outcomes, submits.failure)
+        return handles_of(self, submits.outcomes, submits.failure, full)
 
     def handle(self, job_id: int) -> Handle:
         """Return a handle for a job that was submitted elsewhere. Does not ask the broker."""
@@ -528,6 +568,11 @@ class Client(Controls, ScheduleCalls, FailureCalls):
             self._was_connected = True
             return link
 
+    def _dropped(self, why: GreenroomError) -> DroppedHandle:
+        with self._count_lock:
+            self.dropped += 1
+        return DroppedHandle(self, why)
+
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             if self._link is not None:
@@ -535,9 +580,23 @@ class Client(Controls, ScheduleCalls, FailureCalls):
             self._begin()
 
 
-def handles_of(client: Client, outcomes: list[int | GreenroomError], failure: GreenroomError | None) -> list[Handle]:
+def handle_of(client: Client, outcome: int | Duplicate | GreenroomError, full: WhenFull) -> Handle:
+    """Return the handle of a submit, or raise its error."""
+    made = _made_of(client, outcome, full)
+    if isinstance(made, GreenroomError):
+        raise made
+    return made
+
+
+def _made_of(client: Client, outcome: int | Duplicate | GreenroomError, full: WhenFull) -> Handle | GreenroomError:
+    if not isinstance(outcome, GreenroomError):
+        return _handle(client, outcome)
+    return client._dropped(outcome) if full.way == "drop" and isinstance(outcome, FULL_ERRORS) else outcome
+
+
+def handles_of(client: Client, outcomes: list[int | Duplicate | GreenroomError], failure: GreenroomError | None, full: WhenFull) -> list[Handle]:
     """Return the handles of a submit_many (greenroom/client_submits.py has its outcomes and failure), or raise what it raises."""
-    made = [outcome if isinstance(outcome, GreenroomError) else _handle(client, outcome) for outcome in outcomes]
+    made = [_made_of(client, outcome, full) for outcome in outcomes]
     errors = [outcome for outcome in made if isinstance(outcome, GreenroomError)]
     first = failure or (errors[0] if errors else None)
     if first is None:

@@ -21,6 +21,7 @@ from greenroom.clock import Clock
 from greenroom.errors import (ConfigError, ConnectError, GoneError, GreenroomError, JobFailedError, NotFoundError, TlsError,
                               WaitTimeoutError, from_wire)
 from greenroom.job import OPTIONS, STATE_BY_LABEL, Extras
+from greenroom.when_full import WAYS
 
 DONE, JOB_FAILED, USAGE, NO_CONNECTION, TLS_REFUSED, NOT_THERE, TIMED_OUT, REFUSED = range(8)
 INTERRUPTED = 130  # as shells do: 128 and the number of SIGINT
@@ -192,7 +193,9 @@ def build_parser() -> argparse.ArgumentParser:
     from greenroom.client_control_cli import add_commands
     from greenroom.client_event_cli import add_events_command
     from greenroom.client_failure_cli import add_failures_command
+    from greenroom.client_limit_cli import add_limit_commands
     add_commands(command)
+    add_limit_commands(command)
     add_events_command(command)
     add_failures_command(command)
     command("workers", do_workers, "list workers")
@@ -241,6 +244,8 @@ def _add_job_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay", type=float, metavar="S", help="not before so many seconds from now")
     parser.add_argument("--run-at", type=moment, metavar="T", help="not before: 2030-01-31T09:00 or Unix seconds")
     parser.add_argument("--wait", action="store_true", help="wait for the result and print it")
+    parser.add_argument("--on-full", choices=WAYS, help="if the broker has no room: raise (exit code 7), wait, or drop the job; default raise")
+    parser.add_argument("--full-timeout", type=_seconds, metavar="S", help="wait for room so long, default 300")
     rare = parser.add_argument_group("rare options")
     for option in (option for option in OPTIONS.values() if option.name in Extras._fields):
         flag = "run-timeout" if option.name == "timeout" else option.name.replace("_", "-")  # --timeout is how long we wait
@@ -248,27 +253,31 @@ def _add_job_flags(parser: argparse.ArgumentParser) -> None:
                           metavar=option.kind.split()[-1].upper())
 
 
-def _job_options(args: argparse.Namespace) -> dict[str, object]:
-    """Return what was said of the job."""
-    said = {name: getattr(args, name) for name in ("queue", "priority", "delay", "run_at")}
+def _submit_options(args: argparse.Namespace) -> dict[str, object]:
+    """Return what was said of the job, and of how it is handed in."""
+    said = {name: getattr(args, name) for name in ("queue", "priority", "delay", "run_at", "on_full", "full_timeout")}
     said.update((name, getattr(args, f"option_{name}")) for name in Extras._fields)
-    return {name: value for name, value in said.items() if value is not None}
+    return {"answer_timeout": args.timeout or 30.0, **{name: value for name, value in said.items() if value is not None}}
 
 
 def do_submit(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`submit`: print the id, or with --wait the result."""
-    handle = client.submit(args.task, payload(args.payload), answer_timeout=args.timeout or 30.0, **_job_options(args))
+    handle = client.submit(args.task, payload(args.payload), **_submit_options(args))
     return _print_submitted(client, handle, args, output)
 
 
 def do_resubmit(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`resubmit`: print the id of the copy, or with --wait the result."""
     changed = None if args.payload is None else payload(args.payload)
-    handle = client.resubmit(args.id, changed, answer_timeout=args.timeout or 30.0, **_job_options(args))
+    handle = client.resubmit(args.id, changed, **_submit_options(args))
     return _print_submitted(client, handle, args, output)
 
 
 def _print_submitted(client: Client, handle: Handle, args: argparse.Namespace, output: Output) -> int:
+    if handle.is_dropped:
+        say(f"the job was dropped: {handle.why.message}")
+        output.one({"id": None, "dropped": True}, text="")
+        return DONE
     if handle.is_duplicate:
         say(f"job {handle.id} has this unique key: no new one was made")
     if not args.wait:
@@ -444,8 +453,10 @@ def do_jobs(client: Client, args: argparse.Namespace, output: Output) -> int:
 def do_queues(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`queues`: print their counts."""
     from greenroom.client_control_cli import held
+    from greenroom.client_limit_cli import fill
     names = ("name", "scheduled", "queued", "running", "completed", "failed", "cancelled", "requeued", "workers", "tasks")
     columns = {name: reader(name) for name in names}
+    columns["limit"] = lambda queue: fill(queue.get("limit"))
     columns["paused"] = lambda queue: held(queue.get("paused")).strip()
     output.rows(client.queues(), columns)
     return DONE

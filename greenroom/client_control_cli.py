@@ -51,7 +51,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 
 def do_pause(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`pause`: print the pause."""
-    made = client.pause(args.queue, task=args.task, seconds=args.seconds, reason=args.reason, by=args.name or _person())
+    made = client.pause(args.queue, task=args.task, seconds=args.seconds, reason=args.reason, by=args.name or person())
     output.one(made, text=f"{_target_of(made)} is paused{held(made)}")
     return DONE
 
@@ -147,7 +147,7 @@ def _moment_reader(name: str) -> Callable[[dict], object]:
     return lambda item: tables.short_moment(item.get(name), Clock().now())
 
 
-def _person() -> str:
+def person() -> str:
     """Return who sits here, as `ann@host`."""
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"[:128]

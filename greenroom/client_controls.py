@@ -1,4 +1,4 @@
-"""What the client offers to those who steer the broker: pauses, purges, explanations. A part of Client, see client.py.
+"""What the client offers to those who steer the broker: pauses, limits, purges, explanations. A part of Client, see client.py.
 
 Must not know connections: it asks through `_call`.
 """
@@ -32,6 +32,31 @@ class Controls:
     def pauses(self) -> list[dict]:
         """Return all pauses, as `pause` does."""
         return self._call({"verb": "pauses"})["pauses"]
+
+    def limit(self, queue: str, *, jobs: int | None = None, bytes: int | None = None, urgent: int | None = None, extra: int | None = None,
+              reason: str = "", by: str | None = None) -> dict:
+        """Let no more than so much wait in a queue: beyond it submits get FULL. Replaces a limit that it has; what waits stays.
+
+        Args:
+            jobs, bytes: scheduled and queued jobs, and their payloads; at least one of the two.
+            urgent: jobs of this priority, and of lower numbers, may go beyond, by `extra` per cent (None: 10).
+            reason, by: as in `pause`.
+
+        Returns:
+            The limit: `queue`, `jobs`, `bytes`, `urgent`, `extra`, `most_jobs`, `most_bytes`, `set_at`, `reason`, `by`, and what is there:
+            `waiting`, `waiting_bytes`, `full` (None, "ordinary" or "all" are refused), `refused` (jobs kept out so far).
+
+        Raises InvalidError; FullError beyond 1,000 limits.
+        """
+        return self._call(_filled(verb="limit", queue=queue, jobs=jobs, bytes=bytes, urgent=urgent, extra=extra, reason=reason, by=by))["limit"]
+
+    def unlimit(self, queue: str) -> bool:
+        """End the limit of a queue; False if it had none."""
+        return self._call({"verb": "unlimit", "queue": queue})["removed"]
+
+    def limits(self) -> list[dict]:
+        """Return all limits, as `limit` does."""
+        return self._call({"verb": "limits"})["limits"]
 
     def purge(self, queue: str, *, task: str | None = None) -> int:
         """Cancel all jobs that wait in a queue (left out: of any task) and return how many; running ones go on.

@@ -15,8 +15,9 @@ from greenroom.errors import (BusyError, ConnectError, DrainingError, GreenroomE
                               UnknownOutcomeError, from_wire)
 from greenroom.job import PLAIN_OPTIONS
 from greenroom.link import Answer, Backoff, Link
-from greenroom.unique import Duplicate
 from greenroom.protocol import MAX_REQUEST_VALUES, pack_value
+from greenroom.unique import Duplicate
+from greenroom.when_full import FULL_ERRORS, WhenFull
 
 #: A client sends the same submission again for so long at most (the broker remembers it for twice that).
 RESEND_S = 300.0
@@ -59,9 +60,9 @@ class Frame:
 
     __slots__ = ("places", "jobs", "submission", "deadline", "may_be_stored", "backoff", "is_done")
 
-    def __init__(self, timeout_s: float) -> None:
-        self.places: list[int] = []  # where the outcome of each job belongs
-        self.jobs: list[dict] = []
+    def __init__(self, timeout_s: float, places: list[int] | None = None, jobs: list[dict] | None = None) -> None:
+        self.places: list[int] = places or []  # where the outcome of each job belongs
+        self.jobs: list[dict] = jobs or []
         self.submission = new_submission()
         self.deadline = time.monotonic() + timeout_s
         self.may_be_stored = False  # it was sent, and the answer got lost
@@ -76,13 +77,16 @@ class Submits:
         connected: returns an open link, or raises ConnectError at the deadline (monotonic seconds).
         jobs: what goes to the wire, or an error for a job that was refused here already. Read as it is sent.
         timeout_s: for each frame, RESEND_S at most.
+        full: what becomes of jobs that the broker has no room for. While it waits for room nothing more is read or sent. Dropped are
+            those whose outcome is one of FULL_ERRORS.
 
     Attributes:
         outcomes: one for each job read so far: its id, the job that has its unique key, or an error.
         failure: the error of a whole frame that ended it all, or None; jobs not read by then were not submitted.
     """
 
-    def __init__(self, connected: Callable[[float], Link], jobs: Iterable[dict | GreenroomError], timeout_s: float) -> None:
+    def __init__(self, connected: Callable[[float], Link], jobs: Iterable[dict | GreenroomError], timeout_s: float,
+                 full: WhenFull = WhenFull()) -> None:
         self.outcomes: list[int | Duplicate | GreenroomError] = []
         self.failure: GreenroomError | None = None
         self._connected = connected
@@ -90,6 +94,9 @@ class Submits:
         self._timeout_s = min(timeout_s, RESEND_S)
         self._answers: queue.SimpleQueue[tuple[Frame, Answer]] = queue.SimpleQueue()
         self._in_flight: list[Frame] = []
+        self._full = full
+        self._full_since: float | None = None  # no job got in since then
+        self._full_backoff = Backoff()
 
     def run(self) -> None:
         """Submit all. Never raises for what the broker says or the network does: see `outcomes` and `failure`."""
@@ -187,15 +194,31 @@ class Submits:
 
     def _accept(self, frame: Frame, answer: dict) -> None:
         self._done(frame)
-        for place, outcome in zip(frame.places, answer.get("jobs", ())):
+        refused = Frame(self._timeout_s)
+        for place, job, outcome in zip(frame.places, frame.jobs, answer.get("jobs", ())):
             duplicate = outcome.get("duplicate") if isinstance(outcome, dict) else None
-            self.outcomes[place] = (outcome if isinstance(outcome, int) else Duplicate(duplicate, outcome.get("state"))
-                                    if isinstance(duplicate, int) else from_wire(outcome))
+            made = (outcome if isinstance(outcome, int) else Duplicate(duplicate, outcome.get("state"))
+                    if isinstance(duplicate, int) else from_wire(outcome))
+            self.outcomes[place] = made
+            if isinstance(made, FULL_ERRORS):
+                refused.places.append(place)
+                refused.jobs.append(job)
+        if len(refused.jobs) < len(frame.jobs):
+            self._full_since = None
+        if refused.jobs and self._full.way == "wait":
+            self._wait_for_room(refused)
 
     def _refused(self, frame: Frame, exc: GreenroomError) -> None:
         if isinstance(exc, (ConnectError, UnknownOutcomeError)):
             frame.may_be_stored = True
-        elif not isinstance(exc, (BusyError, DrainingError)):
+        elif isinstance(exc, FULL_ERRORS) and self._full.way != "raise" and not frame.may_be_stored:
+            self._done(frame)
+            for place in frame.places:
+                self.outcomes[place] = exc
+            if self._full.way == "wait":
+                self._wait_for_room(Frame(self._timeout_s, frame.places, frame.jobs))
+            return
+        elif not (isinstance(exc, (BusyError, DrainingError)) or isinstance(exc, FULL_ERRORS) and self._full.way == "wait"):
             self._give_up(frame, exc)
             return
         pause_s = exc.retry_after_s if exc.retry_after_s is not None else frame.backoff.next()
@@ -203,6 +226,23 @@ class Submits:
             self._give_up(frame, exc)
         else:
             self._again(frame, pause_s)
+
+    def _wait_for_room(self, frame: Frame) -> None:
+        """Send jobs that were refused again, in a frame of its own, when there may be room; or end it all, they waited long enough."""
+        exc = self.outcomes[frame.places[-1]]
+        now = time.monotonic()
+        if self._full_since is None:
+            self._full_since = now
+            self._full_backoff = Backoff()
+        left_s = self._full_since + self._full.timeout_s - now
+        if left_s <= 0 or self.failure is not None:
+            self.failure = self.failure or exc
+            return
+        # At the broker's time, and a little later each by chance: others wait for the same room.
+        time.sleep(min(left_s, (exc.retry_after_s or 0.0) + self._full_backoff.next()))
+        frame.deadline = time.monotonic() + self._timeout_s
+        self._in_flight.append(frame)
+        self._send(frame)
 
     def _again(self, frame: Frame, pause_s: float) -> None:
         # All frames wait with this one: what is wrong with one is wrong with the next.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 from greenroom.default_client import default_client
 from greenroom.job import parse_new_job
 from greenroom.submit_options import check_names, merge
+from greenroom.when_full import when_full
 
 if TYPE_CHECKING:
     from greenroom.client import Client, Handle
@@ -34,12 +35,14 @@ class TaskFunction(Generic[Arguments, Result]):
     """
 
     def __init__(self, fn: Callable[Arguments, Result], name: str, *, context: str | None, options: dict[str, object],
-                 unique: Unique = None) -> None:
+                 unique: Unique = None, on_full: str | None = None, full_timeout: float | None = None) -> None:
         functools.update_wrapper(self, fn)
         self.name = name
         self._context = context  # the parameter that the worker fills in
         self._signature = _without(inspect.signature(fn), context)
         self._client: Client | None = None
+        when_full(on_full, full_timeout)
+        self._full = {name: value for name, value in (("on_full", on_full), ("full_timeout", full_timeout)) if value is not None}
         self._origin: TaskFunction[Arguments, Result] | None = None  # what the module has under the function's name
         self._set_options(merge({}, options), unique)
 
@@ -75,21 +78,25 @@ class TaskFunction(Generic[Arguments, Result]):
             return self.__qualname__
         if self._client is not None:
             raise TypeError(f"task {self.name}: a copy with a client of its own can't be pickled")
-        return _copy, (self._origin, self.options, self._unique)
+        return _copy, (self._origin, self.options, self._unique, self._full)
 
-    def using(self, *, client: Client | None = None, unique: Unique = None, **options: object) -> TaskFunction[Arguments, Result]:
+    def using(self, *, client: Client | None = None, unique: Unique = None, on_full: str | None = None, full_timeout: float | None = None,
+              **options: object) -> TaskFunction[Arguments, Result]:
         """Return a copy whose jobs are submitted with other options; what isn't said stays, None takes an option away.
 
         Args:
             client: the client to submit with instead of the default one.
             unique: see `task`; False: no key made of the arguments.
+            on_full, full_timeout: what enqueue and map do when the broker has no room, as in Client.submit.
             options: as for `task` (docs/tasks.md).
 
         Raises:
-            TypeError: there is no such option. InvalidError: a value is refused. ValueError: a bad format string.
+            TypeError: there is no such option. InvalidError: a value is refused. ValueError: a bad format string, or no such `on_full`.
         """
         check_names(options, f"task {self.name}")
-        made = _copy(self._origin or self, merge(self.options, options), self._unique if unique is None else unique)
+        said = {"on_full": on_full, "full_timeout": full_timeout}
+        full = self._full | {name: value for name, value in said.items() if value is not None}
+        made = _copy(self._origin or self, merge(self.options, options), self._unique if unique is None else unique, full)
         made._client = client if client is not None else self._client
         return made
 
@@ -104,7 +111,7 @@ class TaskFunction(Generic[Arguments, Result]):
         """
         job = self._job(args, kwargs)
         client = self._client or default_client()
-        return client.submit(job.pop("task"), job.pop("payload"), **job)
+        return client.submit(job.pop("task"), job.pop("payload"), **self._full, **job)
 
     delay = enqueue
     send = enqueue
@@ -121,7 +128,7 @@ class TaskFunction(Generic[Arguments, Result]):
             GreenroomError: as Client.submit_many.
         """
         client = self._client or default_client()
-        return client.submit_many(self._job(*_call_of(item)) for item in calls)
+        return client.submit_many((self._job(*_call_of(item)) for item in calls), **self._full)
 
     def payload_of(self, args: tuple, kwargs: dict[str, object]) -> dict[str, object]:
         """Return the payload of a call: parameter name -> value, without what has its default. TypeError for a call that can't be."""
@@ -155,8 +162,8 @@ class TaskFunction(Generic[Arguments, Result]):
         return key
 
 
-def _copy(origin: TaskFunction, options: dict[str, object], unique: Unique) -> TaskFunction:
-    made = TaskFunction(origin.__wrapped__, origin.name, context=origin._context, options=options, unique=unique)
+def _copy(origin: TaskFunction, options: dict[str, object], unique: Unique, full: dict[str, object]) -> TaskFunction:
+    made = TaskFunction(origin.__wrapped__, origin.name, context=origin._context, options=options, unique=unique, **full)
     made._origin = origin
     return made
 

@@ -177,11 +177,11 @@ _Result = TypeVar("_Result")
 @overload
 def task(fn: Callable[_Arguments, _Result]) -> TaskFunction[_Arguments, _Result]: ...
 @overload
-def task(*, name: str | None = None, unique: Unique = None,
+def task(*, name: str | None = None, unique: Unique = None, on_full: str | None = None, full_timeout: float | None = None,
          **options: object) -> Callable[[Callable[_Arguments, _Result]], TaskFunction[_Arguments, _Result]]: ...
 
 
-def task(fn=None, *, name=None, unique=None, **options):
+def task(fn=None, *, name=None, unique=None, on_full=None, full_timeout=None, **options):
     """Make a function a task: `@task`, or `@task(name="other.name", queue="mail", retries=3)`.
 
     What comes out can be called like the function, and has `enqueue`, `using` and `map` (TaskFunction). Jobs call it with the
@@ -191,11 +191,12 @@ def task(fn=None, *, name=None, unique=None, **options):
         name: of the task; None: the function's own.
         unique: gives each job a `unique_key`: True makes it of the task and all arguments, a format string
             (`"report:{user_id}"`) or a function of the arguments says it.
+        on_full, full_timeout: what enqueue and map do when the broker has no room, as in Client.submit.
         options: what its jobs are submitted with, as for Client.submit (docs/tasks.md).
 
     Raises:
         TypeError: there is no such option, or what register_function raises. InvalidError: an option's value is refused.
-        ValueError: as register_function, or a format string that names no parameter.
+        ValueError: as register_function, a format string that names no parameter, or no such `on_full`.
     """
     check_names(options, "task")
 
@@ -204,7 +205,8 @@ def task(fn=None, *, name=None, unique=None, **options):
         chosen = name if name is not None else getattr(function, "__name__", "")
         _check_function(chosen, function)
         context = _read_parameters(chosen, function).context
-        made = TaskFunction(function, chosen, context=context, options=options, unique=unique)
+        made = TaskFunction(function, chosen, context=context, options=options, unique=unique, on_full=on_full,
+                            full_timeout=full_timeout)
         default_registry.register_function(chosen, function)
         return made
     return register if fn is None else register(fn)

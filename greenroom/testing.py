@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from greenroom.client import Handle, handles_of
+from greenroom.client import DroppedHandle, Handle, handle_of, handles_of
 from greenroom.client_jobs import wire_copy, wire_job
 from greenroom.client_submits import reading_failed
 from greenroom.clock import Clock
@@ -32,7 +32,10 @@ from greenroom.tasks import Context, Registry, default_registry
 from greenroom.testing_bulk import LocalBulk
 from greenroom.testing_failures import LocalFailures
 from greenroom.testing_limits import SoftLimits
+from greenroom.queue_limits import LimitedQueue
+from greenroom.testing_queue_limits import LocalLimits
 from greenroom.testing_steering import WAITING, LocalReports, LocalSteering
+from greenroom.when_full import WhenFull, when_full
 
 #: Runs of one run_due. A task that enqueues itself would go on for ever.
 MOST_RUNS = 100_000
@@ -91,7 +94,7 @@ class LocalJob:
         return {**view, "payload": self.payload} if payload else view
 
 
-class LocalClient(LocalBulk, LocalFailures, LocalSteering):
+class LocalClient(LocalBulk, LocalFailures, LocalLimits, LocalSteering):
     """Stands where a Client would. Safe in any thread; tasks run in the thread that submits, or calls run_due or advance.
 
     Args:
@@ -121,31 +124,34 @@ class LocalClient(LocalBulk, LocalFailures, LocalSteering):
         self._fences = itertools.count(1)
         self._soft_limits = SoftLimits(self.now)
         self._pauses: dict[tuple[str, str], dict] = {}  # (kind, name) -> as Client.pause has it
+        self._limits: dict[str, LimitedQueue] = {}
 
     # What a Client has.
 
     def submit(self, task: str, payload: object = None, *, raw: bool = False, answer_timeout: float | None = None,
-               **options: object) -> Handle:
+               on_full: str | None = None, full_timeout: float | None = None, **options: object) -> Handle:
         """Take one job, as Client.submit. Inline it is run before this returns, unless it is for later."""
         check_names(options, "submit")
-        return self._submit_one(wire_job({**options, "task": task, "payload": payload, "raw": raw}))
+        full = when_full(on_full, full_timeout)
+        return self._submit_one(wire_job({**options, "task": task, "payload": payload, "raw": raw}), full)
 
     def resubmit(self, job_id: int, payload: object = None, *, raw: bool = False, answer_timeout: float | None = None,
-                 **options: object) -> Handle:
+                 on_full: str | None = None, full_timeout: float | None = None, **options: object) -> Handle:
         """Take a copy of a job, as Client.resubmit. Inline it is run before this returns."""
         check_names(options, "resubmit")
-        return self._submit_one(wire_copy(self._there(job_id).view(payload=True), payload, raw, options))
+        full = when_full(on_full, full_timeout)
+        return self._submit_one(wire_copy(self._there(job_id).view(payload=True), payload, raw, options), full)
 
-    def _submit_one(self, job: dict | GreenroomError) -> Handle:
-        outcome = self._take(job)
-        if isinstance(outcome, GreenroomError):
-            raise outcome
+    def _submit_one(self, job: dict | GreenroomError, full: WhenFull) -> Handle:
+        handle = handle_of(self, self._take(job), full)
         self._run_inline()
-        return Handle(self, outcome)
+        return handle
 
-    def submit_many(self, jobs: Iterable[dict | tuple], *, answer_timeout: float | None = None, **options: object) -> list[Handle]:
+    def submit_many(self, jobs: Iterable[dict | tuple], *, answer_timeout: float | None = None, on_full: str | None = None,
+                    full_timeout: float | None = None, **options: object) -> list[Handle]:
         """Take many jobs, as Client.submit_many. Inline they are run once all are taken."""
         check_names(options, "submit_many")
+        full = when_full(on_full, full_timeout)
         defaults = wire_options(options)
         outcomes, failure = [], None
         try:
@@ -154,7 +160,7 @@ class LocalClient(LocalBulk, LocalFailures, LocalSteering):
         except Exception as exc:
             failure = reading_failed(exc)
         self._run_inline()
-        return handles_of(self, outcomes, failure)
+        return handles_of(self, outcomes, failure, full)
 
     def handle(self, job_id: int) -> Handle:
         """Return a handle for a job."""
@@ -249,6 +255,9 @@ class LocalClient(LocalBulk, LocalFailures, LocalSteering):
         payload = job.get("payload", OPTIONS["payload"].default)
         if len(payload) > DEFAULT_LIMITS.payload:
             return TooLargeError(f"payload has {len(payload)} bytes, the limit is {DEFAULT_LIMITS.payload}", field="payload")
+        no_room = self._no_room(options.get("queue", OPTIONS["queue"].default), options.get("priority", OPTIONS["priority"].default), len(payload))
+        if no_room is not None:
+            return no_room
         now = self.now()
         run_at = now + job["delay"] if "delay" in job else job.get("run_at")
         with self._lock:
@@ -258,6 +267,10 @@ class LocalClient(LocalBulk, LocalFailures, LocalSteering):
             self.submitted.append(taken)
             self._line_up(taken)
         return taken.id
+
+    def _dropped(self, why: GreenroomError) -> DroppedHandle:
+        self.dropped += 1
+        return DroppedHandle(self, why)
 
     def _find(self, job_id: int) -> LocalJob | None:
         with self._lock:

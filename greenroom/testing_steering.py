@@ -28,6 +28,7 @@ class LocalSteering:
     _pauses: dict[tuple[str, str], dict]
     _lock: Any
     now: Callable[[], float]
+    _no_room: Callable[[str, int, int], GreenroomError | None]
     _find: Callable[[int], LocalJob | None]
     _line_up: Callable[[LocalJob], None]
     _run_inline: Callable[[], None]
@@ -99,6 +100,10 @@ class LocalSteering:
                 return ConflictError(f"job {job_id} is running: only a job that waits can be changed")
             if job.state not in WAITING:
                 return FinishedError(f"job {job_id} is already {job.state}")
+            queue, priority = (changes.get(name, job.option(name)) for name in ("queue", "priority"))
+            no_room = self._no_room(queue, priority, len(changes.get("payload", job.payload))) if queue != job.option("queue") else None
+            if no_room is not None:
+                return no_room
             job.options |= {name: changes[name] for name in ("priority", "queue") if name in changes}
             if "payload" in changes:
                 job.payload, job.encoding = changes["payload"], changes.get("encoding", "msgpack")
@@ -120,6 +125,9 @@ class LocalSteering:
         with self._lock:
             if job.state not in RETRYABLE:
                 return ConflictError(f"job {job_id} is {job.state}: only what failed, was cancelled or expired can be retried")
+            no_room = self._no_room(job.option("queue"), job.option("priority"), len(job.payload))
+            if no_room is not None:
+                return no_room
             job.failures = 0
             job.failed_since = job.error = job.finished_at = job.run_at = job.expires_at = None
             self._line_up(job)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from greenroom.client import Client, SubmitError
+from greenroom.client import Client, DroppedHandle, SubmitError
 from greenroom.errors import (BusyError, ConfigError, ConnectError, FinishedError, FullError, InvalidError, JobFailedError,
-                              NotFoundError, TooLargeError, UnknownOutcomeError, WaitTimeoutError)
+                              NotFoundError, StoreFullError, TooLargeError, UnknownOutcomeError, WaitTimeoutError)
 from greenroom.job import OPTIONS, Option
 from greenroom.protocol import MAX_REQUEST_VALUES, FrameReader, encode_frame, pack_value, unpack_value
+from greenroom.task_functions import TaskFunction
 from tests.scripted import Background, Peer, Program, ScriptedBroker
 
 
@@ -126,6 +128,103 @@ def test_full_is_told_at_once(broker: ScriptedBroker, client: Client) -> None:
     peer.refuse(request, "FULL")
     with pytest.raises(FullError):
         call.result()
+
+
+def full(**more: object) -> dict:
+    return {"code": "FULL", "message": "the queue q is full", "field": "queue", "retry_after_s": 0.01, **more}
+
+
+def test_what_finds_a_queue_full_waits_in_a_frame_of_its_own_and_nothing_more_is_read_meanwhile(broker: ScriptedBroker, client: Client) -> None:
+    read: list[int] = []
+
+    def jobs() -> Iterator[tuple[str, dict]]:
+        for number in range(9000):
+            read.append(number)
+            yield "t", {"n": number}
+
+    call = Background(client.submit_many, jobs(), on_full="wait")
+    peer = broker.greeted()
+    frames = [peer.expect("submit") for _ in range(4)]
+    peer.reply(frames[0], jobs=[full(), *range(2, 1000), full()])
+    again = peer.expect("submit")
+    assert [unpack_value(job["payload"])["n"] for job in again["jobs"]] == [0, 999] and again["submission"] != frames[0]["submission"]
+    peer.refuse(again, "FULL", retry_after_s=0.01)
+    third = peer.expect("submit")
+    assert third["jobs"] == again["jobs"] and len(read) <= 5000
+    peer.reply(third, jobs=[1, 1000])
+    first = 1001
+    for frame in chain(frames[1:], (peer.expect("submit") for _ in range(5))):
+        peer.reply(frame, jobs=list(range(first, first + len(frame["jobs"]))))
+        first += len(frame["jobs"])
+    assert [handle.id for handle in call.result()] == list(range(1, 9001)) and client.dropped == 0
+
+
+def test_who_waited_long_enough_for_room_gets_full_and_the_rest_is_not_read(broker: ScriptedBroker, client: Client) -> None:
+    call, peer, request = submitting(broker, client, "t", on_full="wait", full_timeout=0.1)
+    peer.reply(request, jobs=[full(retry_after_s=60)])
+    peer.reply(peer.expect("submit"), jobs=[full()])  # the last try, when its time is over
+    with pytest.raises(FullError, match="the queue q is full"):
+        call.result()
+
+    read: list[int] = []
+    call = Background(client.submit_many, (read.append(number) or ("t", None) for number in range(9000)), on_full="wait", full_timeout=0)
+    peer.reply(peer.expect("submit"), jobs=[*range(1, 1000), full()])
+    for _ in range(3):
+        peer.reply(peer.expect("submit"), jobs=[full()] * 1000)
+    with pytest.raises(SubmitError) as caught:
+        call.result()
+    assert (caught.value.code, len(caught.value.handles), len(caught.value.outcomes)) == ("FULL", 999, 4000)
+
+
+def test_a_job_that_is_to_be_dropped_has_a_handle_that_says_so_and_is_counted(broker: ScriptedBroker, client: Client) -> None:
+    call, peer, request = submitting(broker, client, "t", on_full="drop")
+    peer.refuse(request, "STORE_FULL", retry_after_s=10.0)
+    handle = call.result()
+    assert isinstance(handle, DroppedHandle) and handle.is_dropped and handle.id == 0 and client.dropped == 1
+    for ask in (handle.result, handle.status, handle.cancel, handle.explain, lambda: handle.change(priority=1)):
+        with pytest.raises(StoreFullError):
+            ask()
+
+    call = Background(client.submit_many, [("t", None)] * 3, on_full="drop")
+    peer.reply(peer.expect("submit"), jobs=[7, full(), 8])
+    assert [(made.id, made.is_dropped) for made in call.result()] == [(7, False), (0, True), (8, False)] and client.dropped == 2
+    call = Background(client.submit, "t", on_full="drop")
+    peer.reply(peer.expect("submit"), jobs=[{"code": "INVALID", "message": "no"}])
+    with pytest.raises(InvalidError):
+        call.result()
+
+
+def test_a_client_has_a_way_for_all_its_submits_and_a_task_one_of_its_own(broker: ScriptedBroker) -> None:
+    greet = TaskFunction(lambda name: name, "greet", context=None, options={})
+    with Client(broker.url, ca=broker.ca, on_full="drop") as client:
+        call = Background(greet.using(client=client).enqueue, "Ann")
+        peer = broker.greeted()
+        peer.reply(peer.expect("submit"), jobs=[full()])
+        assert call.result().is_dropped
+        call = Background(greet.using(client=client, on_full="wait", full_timeout=5.0).map, ["Bob", "Cid"])
+        peer.reply(peer.expect("submit"), jobs=[full(), 7])
+        peer.reply(peer.expect("submit"), jobs=[8])
+        assert [handle.id for handle in call.result()] == [8, 7]
+        call = Background(client.submit, "t", on_full="raise")
+        peer.reply(peer.expect("submit"), jobs=[full()])
+        with pytest.raises(FullError):
+            call.result()
+    for bad in (lambda: Client(broker.url, ca=broker.ca, on_full="ignore"), lambda: greet.using(on_full="ignore"),
+                lambda: client.submit("t", on_full="no"), lambda: client.submit("t", full_timeout=-1), lambda: client.submit_many([], on_full=1)):
+        with pytest.raises(ValueError):
+            bad()
+
+
+def test_full_after_a_lost_answer_is_asked_again_under_the_same_submission(broker: ScriptedBroker, client: Client) -> None:
+    call, peer, first = submitting(broker, client, "t", on_full="wait")
+    peer.close()
+    peer = broker.greeted()
+    second = peer.expect("submit")
+    peer.refuse(second, "FULL", retry_after_s=0.01)
+    third = peer.expect("submit")
+    assert first["submission"] == second["submission"] == third["submission"]
+    peer.reply(third, jobs=[5])
+    assert call.result().id == 5
 
 
 def test_many_jobs_go_in_several_frames_that_do_not_wait_for_each_other(broker: ScriptedBroker, client: Client) -> None:
