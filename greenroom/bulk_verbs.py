@@ -84,7 +84,8 @@ def _bulk(desk: Desk, caller: Caller, request: Request) -> None:
 def _answer(outcomes: dict[int, object], following: int | None, wanted: Filter) -> dict:
     """Return what became of a slice. Raises what kept all of it from being done, if that passes."""
     refused = {job_id: outcome for job_id, outcome in outcomes.items() if isinstance(outcome, dict)}
-    passing = [job_id for job_id, error in refused.items() if error["code"] in PASSING]
+    # A queue at its limit may be full for hours, and the jobs of other queues shall not wait for it.
+    passing = [job_id for job_id, error in refused.items() if error["code"] in PASSING and error.get("field") != "queue"]
     if passing:
         if len(passing) == len(outcomes):
             raise from_wire(refused[passing[0]])

@@ -101,6 +101,22 @@ def test_when_the_broker_is_full_a_slice_ends_there_and_the_next_one_begins_ther
     assert states(caller, ids) == ["queued"] * 5
 
 
+def test_jobs_of_a_queue_at_its_limit_are_refused_and_hold_up_no_others(dispatch: Dispatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk_verbs, "BULK_JOBS", 2)
+    caller = Caller(dispatch)
+    ids = caller.call("submit", jobs=[{"task": "t", "queue": queue} for queue in ("other", "full", "full", "full", "other")])["jobs"]
+    caller.call("cancel", jobs=ids)
+    caller.call("limit", queue="full", jobs=1)
+
+    answers = [caller.call("bulk", action="retry", filter={"task": "t"})]
+    while answers[-1]["next"] is not None and len(answers) < 5:
+        answers.append(caller.call("bulk", action="retry", filter={"task": "t"}, before=answers[-1]["next"]))
+
+    assert [(answer["done"], answer["refused"]) for answer in answers] == [(2, 0), (0, 2), (1, 0)]
+    assert answers[1]["why"] == "the queue full is full: 1 jobs wait, its limit is 1"
+    assert states(caller, ids) == ["queued", "cancelled", "cancelled", "queued", "queued"]
+
+
 def test_a_job_that_changed_since_it_was_found_is_left(dispatch: Dispatch, monkeypatch: pytest.MonkeyPatch) -> None:
     caller = Caller(dispatch)
     first, second, third = submitted(caller, 3)
