@@ -345,7 +345,7 @@ class Worker:
         for held in left:
             if not self._take_back(held):
                 held.is_told_to_stop = True
-                self._pool.cancel(held.item.job_id)
+                self._pool.cancel(*held.lease)
         if left:
             log.warning("nothing heard of the broker for %.1f s: %d jobs are told to stop, their leases run out",
                         self._watch.patience_s, len(left))
@@ -379,7 +379,7 @@ class Worker:
             if self._pool.withdraw(*held.lease):
                 self._in_pool.discard(held.lease)
             else:
-                self._pool.cancel(held.item.job_id)
+                self._pool.cancel(*held.lease)
         held.stage = "dropped"
 
     def _settle(self, now: float) -> None:
@@ -474,7 +474,7 @@ class Worker:
             held = self._held.get((job, fence))
             if held is not None and held.stage == "in pool" and not self._take_back(held):
                 log.debug("job %d is to stop", job)
-                self._pool.cancel(job, is_forced=is_forced)
+                self._pool.cancel(job, fence, is_forced=is_forced)
 
     def _wanted(self) -> int:
         """Return how many jobs to ask for: the free slots, and some ahead while jobs are quick."""

@@ -242,12 +242,12 @@ class Pool:
         with self._lock:
             return {key for key, run in self._held.items() if not run.is_begun}
 
-    def cancel(self, job_id: int, *, is_forced: bool = True) -> bool:
-        """Set Context.cancelled for a job; True if it was running or waiting. One that still waits will not begin: it
+    def cancel(self, job_id: int, fence: int | None = None, *, is_forced: bool = True) -> bool:
+        """Set Context.cancelled for a lease, or for all of a job; True if it was running or waiting. One that still waits will not begin: it
         fails with CancelledTaskError, as does one whose child process is killed because it did not end within CANCEL_GRACE_S
         (unless not `is_forced`: it may then take as long as it likes). Never blocks."""
         with self._lock:
-            runs = [run for run in self._held.values() if run.item.job_id == job_id]
+            runs = [run for run in self._held.values() if run.item.job_id == job_id and fence in (None, run.item.fence)]
             for run in runs:
                 if is_forced and run.stop_by is None:
                     run.stop_by = time.monotonic() + CANCEL_GRACE_S

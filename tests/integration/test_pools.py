@@ -283,6 +283,25 @@ def test_a_running_job_sees_its_cancel_and_a_waiting_one_never_begins(kind: str,
 
 
 @both_pools
+def test_a_cancel_of_a_lease_leaves_the_next_try_of_its_job_alone(kind: str, tmp_path: Path) -> None:
+    run_script(kind, tmp_path, """
+        ended = []
+        pool = make(2, ended.append)
+        pool.start()
+        pool.submit(item(1, "until_cancelled", {"mark": MARK}, fence=10))  # its lease ended, and it was tried again at once
+        pool.submit(item(1, "add", {"a": 1, "b": 1}, fence=11))
+        pool.submit(item(1, "until_cancelled", {"mark": MARK + "2"}, fence=12))
+        until(lambda: os.path.exists(MARK) and os.path.exists(MARK + "2") and len(ended) == 1)
+        assert pool.cancel(1, 10) and not pool.cancel(1, 11)
+        until(lambda: len(ended) == 2)
+        assert [(o.fence, o.kind) for o in ended] == [(11, "ack"), (10, "fail")] and pool.running() == 1
+        assert pool.cancel(1)
+        until(lambda: len(ended) == 3)
+        assert pool.stop(5) == []
+    """)
+
+
+@both_pools
 def test_what_has_not_begun_can_be_withdrawn_and_what_has_cannot(kind: str, tmp_path: Path) -> None:
     run_script(kind, tmp_path, """
         pool = make(1, done)

@@ -198,10 +198,16 @@ def test_a_lost_lease_stops_its_task_and_drops_its_result(broker: ScriptedBroker
 
 def test_a_cancel_notice_reaches_the_task(broker: ScriptedBroker, start: Callable[..., Program], tmp_path: Path) -> None:
     start()
-    peer = hold_one(broker, tmp_path / "a")
+    peer = broker.greeted()
+    # The job was given out again, to the same worker, before the notice of the lease that ended came: after its time limit, say.
+    peer.reply(peer.expect("reserve"), jobs=[delivery(1, 10, "hold", path=str(tmp_path / "a")), delivery(1, 12, "hold", path=str(tmp_path / "b"))])
+    for name in "ab":
+        until_begun(tmp_path / name)
     peer.send({"notice": "cancel", "leases": [[1, 10], [99, 99]]})
     item = settled(peer)[0]
     assert item[:3] == [1, 10, "fail"] and item[3]["message"] == "was cancelled"
+    (tmp_path / "b").touch()
+    assert settled(peer)[0][:3] == [1, 12, "ack"]
 
 
 def test_refused_outcomes_are_dropped_or_turned_into_a_failure(broker: ScriptedBroker, start: Callable[..., Program]) -> None:
