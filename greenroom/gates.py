@@ -146,7 +146,7 @@ def explain_job(engine: Engine, job: Job, now: float) -> dict[str, object]:
     lane = job.lane or engine.lanes.get((job.queue, job.task)) or Lane(job.queue, job.task, engine.window, engine.totals)
     gates = of_lane(engine, lane, now)
     if job.state is SCHEDULED:
-        gates.insert(0, Gate("not_due", f"its time comes in {span(max(0.0, job.run_at - now))}", "its run_at", job.run_at))
+        gates.insert(0, Gate("not_due", f"{_what_comes(job)} in {span(max(0.0, job.run_at - now))}", "its run_at", job.run_at))
         return {**shown, "gates": _shown([*gates, full] if full else gates)}
     line = place_in_line(engine, lane, job.rank, now, itself=job.id not in engine.jobs)
     shown.update(ahead=line.ahead, ahead_exact=not line.maybe)
@@ -159,6 +159,14 @@ def explain_job(engine: Engine, job: Job, now: float) -> dict[str, object]:
     elif not gates:
         gates.append(Gate("loading", "it is next: the broker is fetching jobs from its disk", "a moment"))
     return {**shown, "gates": _shown([*gates, full] if full else gates)}
+
+
+def _what_comes(job: Job) -> str:
+    """Return what a scheduled job waits for, as the beginning of a sentence."""
+    if not job.failures or job.error is None:
+        return "its time comes"
+    times = "once" if job.failures == 1 else f"{job.failures} times"
+    return f"it failed {times}, the last time with {job.error['name'] or 'no error name'}; its next try comes"
 
 
 def _over(engine: Engine, job: Job, now: float) -> Gate | None:

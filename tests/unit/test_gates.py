@@ -37,6 +37,24 @@ def test_a_job_before_its_time_says_when_it_comes() -> None:
     assert (gate["code"], gate["at"], gate["text"]) == ("not_due", core.now + 130.0, "its time comes in 2 min 10 s")
 
 
+def test_a_job_that_failed_and_waits_for_its_next_try_says_so() -> None:
+    core = Core()
+    (job,) = submitted(core, new_job(attempts=3, backoff="fixed", backoff_base=3.0))
+    worker = core.connect("w")
+    texts = []
+    for name in ("", "KeyError"):
+        assert reserved(worker) == [job]
+        worker.settle("fail", job, wish=None)
+        core.run()
+        core.engine.jobs[job].error = {"name": name}
+        texts.append(explained(core, job)["gates"][0]["text"])
+        worker.heartbeat(listed=False)
+        core.advance(3.0)
+
+    assert texts == ["it failed once, the last time with no error name; its next try comes in 3 s",
+                     "it failed 2 times, the last time with KeyError; its next try comes in 3 s"]
+
+
 def test_a_task_that_nobody_has_names_who_had_it_last() -> None:
     core = Core()
     (job,) = submitted(core, new_job("resize"))
