@@ -58,7 +58,7 @@ class ReportBox:
     def set_progress(self, key: Key, fraction: float | None, text: str | None) -> None:
         """Note how far a run is; it replaces what was said before."""
         if text is not None:
-            text = _sendable(text, TEXT_CHARACTERS)
+            text = sendable(text, TEXT_CHARACTERS)
         with self._lock:
             was_empty = not self._told
             self._of(key).progress = (fraction, text)
@@ -68,7 +68,7 @@ class ReportBox:
     def add_lines(self, key: Key, texts: Iterable[str], at: float | None = None) -> None:
         """Note lines, written now; those for which there is no room are counted."""
         at = _clock.now() if at is None else at
-        self._add(key, None, [(at, _sendable(text, LINE_CHARACTERS)) for text in texts])
+        self._add(key, None, [(at, sendable(text, LINE_CHARACTERS)) for text in texts])
 
     def take(self) -> list[list]:
         """Take out a portion, as items of the wire's `report`: [job, fence, fraction, text, lines]. Empty: there is nothing."""
@@ -144,7 +144,7 @@ def _nothing() -> None:
     """Nobody wants to know."""
 
 
-def _sendable(text: str, limit: int) -> str:
+def sendable(text: str, limit: int) -> str:
     """Return a text without lone surrogates, which UTF-8 can't carry, cut to its limit."""
     text = text[:limit]
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()[:limit]

@@ -13,6 +13,8 @@ from greenroom.client import Client
 from greenroom.client_jobs import wire_job
 from greenroom.errors import ConflictError, FinishedError, GreenroomError, InvalidError
 from greenroom.job import RETRYABLE_STATES
+from greenroom.job_log import LINE_CHARACTERS, TEXT_CHARACTERS
+from greenroom.run_reports import sendable
 
 if TYPE_CHECKING:
     from greenroom.testing import LocalJob
@@ -181,12 +183,13 @@ class LocalReports:
 
     def set_progress(self, key: tuple[int, int], fraction: float | None, text: str | None) -> None:
         """Keep how far the run is."""
-        self._job.progress = (fraction, text)
+        self._job.progress = (fraction, None if text is None else sendable(text, TEXT_CHARACTERS))
 
     def add_lines(self, key: tuple[int, int], lines: list[str]) -> None:
         """Keep lines of its log."""
         for text in lines:
-            self._job.lines.append({"seq": len(self._job.lines) + 1, "at": self._now(), "attempt": self._job.attempt, "text": text})
+            self._job.lines.append({"seq": len(self._job.lines) + 1, "at": self._now(), "attempt": self._job.attempt,
+                                    "text": sendable(text, LINE_CHARACTERS)})
 
 
 def _target(queue: str | None, task: str | None) -> tuple[str, str]:

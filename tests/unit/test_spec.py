@@ -10,7 +10,7 @@ import pytest
 from greenroom import backups, control_verbs, conversation, events, failure_verbs, failures, schedule_limits, stream, subscriptions
 from greenroom.errors import WIRE_ERRORS
 from greenroom.filters import CHECKS, MAX_TEXT, PREVIEW_BYTES
-from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL
+from greenroom.job import MOVES, OPTIONS, STATE_BY_LABEL, USUAL
 from greenroom.leases import MAX_CRASHES, Timing
 from greenroom.listener import HANDSHAKE_DEADLINE_S
 from greenroom.paces import ROUND_S
@@ -19,6 +19,7 @@ from greenroom.queue_limits import MAX_LIMITS
 from greenroom.protocol import (BACKUP_PIECE_BYTES, DEFAULT_LIMITS, DEFAULT_PORT, ERROR_LIMITS, HELLO_FRAME_BYTES, MAX_ANSWER_VALUES,
                                 MAX_INNER_ITEMS, MAX_MAP_ENTRIES, MAX_REQUEST_VALUES, MAX_TEXT_BYTES, VERBS, WORKER_VERBS,
                                 check_fields)
+from greenroom.retries import pause_s
 from greenroom.schedules import LATE_S, REPEATED_S, Schedules
 from greenroom.stores import sqlite_search
 
@@ -125,6 +126,15 @@ def test_failures_are_told_with_the_fields_and_bounds_of_the_code() -> None:
     assert f"the {failures.MAX_GROUPS} largest" in text and f"at most {failures.MAX_WORKERS} names" in text and f"at most {failures.MAX_IDS:,} ids" in text
     assert f"first {failures.MESSAGE_CHARS} characters" in text and f"up to {failure_verbs.MAX_JOBS:,} failed jobs" in text
     assert f"about {failure_verbs.MAX_S:g} s" in text and failure_verbs.MAX_GROUPINGS == 2
+
+
+@pytest.mark.parametrize("page", ["protocol_v1.md", "clients.md"])
+def test_the_curve_of_the_usual_pauses_is_that_of_the_code(page: str) -> None:
+    text = (CODE.parent / "docs" / page).read_text().replace("\n", " ")
+    *most, last = (f"{pause_s(USUAL, failures, 1.0):g}" for failures in range(1, USUAL.attempts))
+
+    assert f"after up to {', '.join(most)} and {last} s" in text or f"pauses of up to {', '.join(most)} and {last} s" in text
+    assert f"({USUAL.attempts})" in text or f"up to {USUAL.attempts} failures" in text
 
 
 def test_the_error_table_is_that_of_the_code() -> None:

@@ -28,6 +28,9 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalClient]:
     def note(context: Context, what: object, fail: bool = False) -> None:
         context.progress(0.5, "half")
         context.log("first\nsecond")
+        if what == "long":
+            context.log("x" * 3000)
+            context.progress(1.0, "y" * 3000)
         if fail:
             raise LookupError("no")
         ran.append(what)
@@ -114,6 +117,9 @@ def test_progress_log_and_runs_are_kept_and_a_failed_job_can_be_retried(capture:
     capture.run_due()
     assert ran == [2] and len(list(capture.logs(job))) == 4
     assert [view["id"] for view in capture.jobs(state="completed", limit=1)] == [job] and not list(capture.jobs(queue="other"))
+    long = capture.submit("note", {"what": "long"})
+    capture.run_due()
+    assert (len(list(capture.logs(long.id))[-1]["text"]), len(long.status()["progress_text"])) == (2000, 200), "cut as on the way to a broker"
     with pytest.raises(NotFoundError):
         list(capture.logs(99))
 
