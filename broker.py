@@ -121,9 +121,11 @@ class Broker:
         assert type(self.context).__module__.startswith("gevent."), "the standard library is not patched"
         self.certificate = describe_certificate(settings.cert)
         is_memory = settings.data == "memory:"
-        self.store = open_store(settings.data, Retention(settings.history_age_s, settings.history_count))
+        self.store = open_store(settings.data, Retention(
+            settings.history_age_s, settings.history_count,
+            max(settings.history_age_s, settings.history_failed_age_s), settings.history_failed_count))
         self.engine = Engine(
-            Caps(waiting_jobs=settings.max_waiting_jobs, waiting_bytes=settings.max_waiting_bytes),
+            Caps(waiting_jobs=settings.max_waiting_jobs, waiting_bytes=settings.max_waiting_bytes, kept_jobs=settings.max_kept_jobs),
             Timing(lease_s=settings.lease_s, heartbeat_s=settings.lease_s / 3,
                    reconnect_grace_s=settings.reconnect_grace_s, restart_grace_s=settings.restart_grace_s),
             Window(settings.window_jobs, settings.window_bytes), random.random)

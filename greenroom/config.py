@@ -48,8 +48,11 @@ class BrokerConfig:
     max_waiting_bytes: int = _setting(64 * 2**30, "bytes of their payloads; beyond it submits get FULL", 1, 2**50)
     window_jobs: int = _setting(100_000, "queued jobs kept in memory; the rest waits in the store", 100, 10**7)
     window_bytes: int = _setting(128 * 2**20, "bytes of payloads kept in memory", 2**20, 2**40)
-    history_age_s: float = _setting(7 * 86400.0, "seconds for which finished jobs are kept", 60, 10**9)
-    history_count: int = _setting(1_000_000, "finished jobs kept, though each for an hour at least", 0, 10**9)
+    history_age_s: float = _setting(7 * 86400.0, "seconds for which finished jobs are kept that do not say so themselves", 60, 10**9)
+    history_count: int = _setting(1_000_000, "finished jobs kept, though each for an hour at least; failed ones not counted", 0, 10**9)
+    history_failed_age_s: float = _setting(90 * 86400.0, "seconds for which failed jobs are kept; history_age_s if that is longer", 60, 10**9)
+    history_failed_count: int = _setting(100_000, "failed jobs kept, though each for an hour at least", 0, 10**9)
+    max_kept_jobs: int = _setting(1_000_000, "jobs with a keep_for of more than an hour, from submit until they are gone; then FULL", 0, 10**9)
     max_connections: int = _setting(0, "connections at once; 0: as many as the file limit allows", 0, 10**6)
     log_level: str = _setting("info", "debug, info, warning or error")
 

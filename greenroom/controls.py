@@ -11,6 +11,7 @@ from greenroom.deadlines import DeadlineRules
 from greenroom.errors import BusyError, ConflictError, DrainingError, FullError
 from greenroom.events import job_event, limit_event, pause_event, resume_event, unlimit_event
 from greenroom.job import CANCELLED, FINISHED_STATES, QUEUED, RUNNING, SCHEDULED, Job, JobChange, Rewrite, move, rank_of
+from greenroom.keeping import asks_for_long
 from greenroom.lanes import Lane
 from greenroom.pauses import MAX_PAUSES
 from greenroom.queue_limits import MAX_LIMITS, LimitedQueue
@@ -211,6 +212,7 @@ class ControlRules(DeadlineRules):
         if job.state not in FINISHED_STATES:
             raise ConflictError(f"job {job_id} is {job.state.label}: only a finished job can be deleted")
         self.effects.deleted.append(job_id)
+        self.keeping.count -= asks_for_long(job.extras)
         return "deleted"
 
     def _lanes_of(self, kind: str, name: str) -> list[Lane]:

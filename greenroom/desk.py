@@ -73,6 +73,7 @@ class Desk:
         self.started_at = now()
         self.waits = Waits()
         self.batches = Batches(engine, store, self.waits, wake)
+        self.batches.on_gone = self._forget_all
         self.schedules = ScheduleRuns(self)
         self.subscriptions = Subscriptions(engine, self.batches.events)
         self.store_full = False
@@ -257,6 +258,10 @@ class Desk:
         """Forget that a job finished lately: it is unfinished again."""
         self._recent.pop(job_id, None)
         self._recent_before.pop(job_id, None)
+
+    def _forget_all(self, ids: list[int]) -> None:
+        for job_id in ids:
+            self.forget(job_id)
 
     def as_memory_knows(self, found: Job | Lost) -> Job | Lost:
         """Return a job that was just loaded, with what memory knows better: a running one is recorded as queued."""

@@ -22,6 +22,7 @@ from greenroom.groups import Group
 from greenroom.job import (CANCELLED, EXPIRED, FAILED, FINISHED_STATES, QUEUED, RETRYABLE_STATES, RUNNING, SCHEDULED, Job, JobOptions,
                            NewJob, State, move, rank_of)
 from greenroom.job_log import end_progress
+from greenroom.keeping import asks_for_long
 from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
 from greenroom.leases import damaged_error
 from greenroom.sessions import Parked, Session
@@ -65,6 +66,7 @@ class Engine(ControlRules):
             self.note_damage(job_id, what)
         for key, taken in restored.keys:
             self.keys.take(key, taken)
+        self.keeping.count = restored.keeping
         self._ask_scheduled()
         self.expiry.note(now)
 
@@ -113,6 +115,10 @@ class Engine(ControlRules):
                 outcomes += [self._accept_unique(options, payload, lane, now) for payload in payloads]
             elif lane.limited is not None:
                 outcomes += [made.id if isinstance(made, Job) else made for made in self._accept_within(options, payloads, lane, now)]
+            elif options.extras is not None:
+                room = self.keeping.room(options.extras, len(payloads))
+                outcomes += [job.id for job in self._accept(options, payloads[:room], lane, now)] if room else []
+                outcomes += [self.keeping.full_error()] * (len(payloads) - room)
             else:
                 outcomes += [job.id for job in self._accept(options, payloads, lane, now)]
             touched[lane] = None
@@ -135,6 +141,8 @@ class Engine(ControlRules):
         if taken is not None:
             job = self.jobs.get(taken.job)
             return Duplicate(taken.job, None if job is None else job.state.label)
+        if not self.keeping.room(options.extras, 1):
+            return self.keeping.full_error()
         if self.keys.is_full(now):
             return FullError(f"{len(self.keys)} unique keys are taken, the cap", field="unique_key", retry_after_s=5.0)
         if lane.limited is not None:
@@ -177,11 +185,13 @@ class Engine(ControlRules):
         lane.waiting_bytes += size
         if lane.limited is not None:
             lane.limited.count(len(jobs), size)
-        if extras is not None and extras.expires_in is not None:
-            by = max(now, run_at or now) + extras.expires_in
-            self.expiry.note(by)
-            for job in jobs:
-                job.expires_at = by
+        if extras is not None:
+            self.keeping.count += len(jobs) * asks_for_long(extras)
+            if extras.expires_in is not None:
+                by = max(now, run_at or now) + extras.expires_in
+                self.expiry.note(by)
+                for job in jobs:
+                    job.expires_at = by
         if run_at is not None and run_at > now:
             lane.count(SCHEDULED, len(jobs))
             for job in jobs:

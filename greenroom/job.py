@@ -207,6 +207,7 @@ class Extras(NamedTuple):
     unique_key: str | None = None
     unique_for: float | None = None
     unique_mode: str = "until_done"
+    keep_for: float | None = None
 
     @property
     def limits_run(self) -> bool:
@@ -388,6 +389,8 @@ OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("unique_for", "seconds", seconds_between(0.001, YEAR_S), None, "the key is free again after so long, at the latest"),
     Option("unique_mode", "word", _check_unique_mode, "until_done",
            "`until_done`: the key is free when its job is finished; `throttle`: only after `unique_for`"),
+    Option("keep_for", "seconds", seconds_between(0, YEAR_S), None,
+           "kept for so long once it is finished, then deleted; left out: as the broker's settings say"),
 )}
 
 #: Those that most jobs have; the others are kept together (Extras).

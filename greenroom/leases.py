@@ -19,6 +19,7 @@ from greenroom.groups import Groups
 from greenroom.job import (CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, SCHEDULED, STATES, Job, Run, State, move,
                            move_all)
 from greenroom.job_log import Report, end_progress, take_lines
+from greenroom.keeping import MAX_KEPT_JOBS, Keeping
 from greenroom.lanes import Lane, Window
 from greenroom.number_blocks import Numbers
 from greenroom.paces import Paces
@@ -51,6 +52,7 @@ class Caps(NamedTuple):
     waiting_bytes: int = 64 * 2**30  # their payloads
     lanes: int = 20_000  # distinct (queue, task) with work; idle ones are forgotten first
     parked: int = 20_000  # open reserves
+    kept_jobs: int = MAX_KEPT_JOBS  # jobs with a long keep_for, finished or not
     leases_per_session: int = 1000
     reserve_bytes: int = 2**20  # payloads in one delivery
     reserve_jobs: int = 500  # jobs in one delivery: 2 ms to grant
@@ -76,6 +78,7 @@ class LeaseRules:
         effects: what is to be written, delivered and told; the pump takes it and puts a fresh one here.
         jobs: id -> every unfinished job in memory: running ones, and those in the windows.
         lanes: (queue, task) -> Lane. expiry: when waiting jobs are looked through for those whose time to begin is over. keys: unique keys.
+        keeping: jobs that ask to be kept for long.
         waiting, waiting_bytes: scheduled and queued jobs, in memory and in the store, and their payloads.
         totals: State -> jobs, over all lanes; see Lane.counts. requeues: how often jobs came back, ever.
         requeued_by: reason -> how often, since the start; also the reasons in RETURNS, which count as nothing else.
@@ -100,6 +103,7 @@ class LeaseRules:
         self.scheduled = Scheduled()
         self.expiry = Expiry()
         self.keys = Keys()
+        self.keeping = Keeping(caps.kept_jobs)
         self.pauses = Pauses()
         self.limits = QueueLimits()
         self.paces = Paces()

@@ -111,6 +111,7 @@ class Restored(NamedTuple):
     schedules: list[StoredSchedule] = []  # all of them, by name
     pauses: list[Pause] = []
     limits: list[QueueLimit] = []
+    keeping: int = 0  # jobs that ask to be kept for long (greenroom.keeping), finished or not
 
 
 class Submission(NamedTuple):
@@ -126,6 +127,13 @@ class Lost(NamedTuple):
     """Stands for a job id that has no row."""
 
     handed_out: bool  # True: the id was handed out once, so the job is pruned or was never used; False: never existed
+
+
+class Gone(NamedTuple):
+    """Jobs that were deleted because the time was over for which they asked to be kept."""
+
+    ids: list[int]
+    long: int  # so many of them had asked for long
 
 
 class LogLine(NamedTuple):

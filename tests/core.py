@@ -13,6 +13,7 @@ from greenroom.clock import FakeClock
 from greenroom.engine import Engine
 from greenroom.errors import GreenroomError
 from greenroom.job import FINISHED_STATES, Extras, Job, JobOptions, NewJob, State
+from greenroom.keeping import asks_for_long
 from greenroom.lanes import Lane, Window
 from greenroom.leases import CHECKPOINT_AFTER_S, Caps, Timing
 from greenroom.records import Lost, ReportItem, SettleItem, Submission
@@ -549,6 +550,7 @@ def _check_sums(core: Watched, jobs: dict[int, Job]) -> None:
     for state in State:
         assert engine.totals[state] == sum(lane.counts[state] for lane in engine.lanes.values())
     assert engine.requeues == sum(lane.requeues for lane in engine.lanes.values())
+    assert engine.keeping.count == sum(asks_for_long(job.extras) for job in core.newest().values())
     assert engine.leases == sum(job.state is State.RUNNING for job in jobs.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from greenroom.job import Job
-from greenroom.records import LogLine, Lost, Pause, QueueLimit, StoredSchedule, Submission
+from greenroom.records import Gone, LogLine, Lost, Pause, QueueLimit, StoredSchedule, Submission
 from greenroom.stores import Retention
 from greenroom.stores.memory import MemoryStore
 
@@ -13,7 +13,7 @@ from greenroom.stores.memory import MemoryStore
 class CrashStore(MemoryStore):
     """A memory store that forgets what was not committed when it crashes, and that nobody may touch during a COMMIT."""
 
-    _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_counts", "_submissions", "_schedules", "_next", "_runs",
+    _KEPT = ("_jobs", "_leases", "_queued", "_scheduled", "_finished", "_failed", "_kept", "_counts", "_submissions", "_schedules", "_next", "_runs",
              "_expiring", "_keys", "_pauses", "_limits", "_lines")
     _WITH_LISTS = ("_queued", "_counts", "_runs", "_lines")
 
@@ -68,6 +68,11 @@ class CrashStore(MemoryStore):
         """See Store."""
         self._touch("delete", writes=True)
         super().delete(ids)
+
+    def prune_kept(self, now: float, limit: int) -> Gone:
+        """See Store."""
+        self._touch("prune_kept", writes=True)
+        return super().prune_kept(now, limit)
 
     def prune(self, now: float, limit: int) -> int:
         """See Store."""

@@ -20,17 +20,14 @@ from typing import NamedTuple, Protocol
 from greenroom.errors import ConfigError
 from greenroom.filters import EVERY, Filter
 from greenroom.job import Job, Run
-from greenroom.records import Damaged, LaneCounts, LogLine, Lost, Pause, QueueLimit, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.records import Damaged, Gone, LaneCounts, LogLine, Lost, Pause, QueueLimit, Restored, StoredLease, StoredSchedule, Submission
 
 
 #: The outcome of a submit is remembered so long under the id its client gave it.
 SUBMISSION_KEPT_S = 600.0
 
-#: A finished job stays at least so long even when history holds more jobs than it should.
-COUNT_KEEPS_S = 3600.0
 
-
-__all__ = ["Damaged", "LaneCounts", "Lost", "Pause", "Reader", "Restored", "Retention", "Store", "StoredLease", "StoredSchedule",
+__all__ = ["Damaged", "Gone", "LaneCounts", "Lost", "Pause", "Reader", "Restored", "Retention", "Store", "StoredLease", "StoredSchedule",
            "Submission", "open_store"]
 
 
@@ -131,6 +128,12 @@ class Store(Protocol):
         All of them must be there, and written. Lanes go on counting them among what ended, as they do with pruned ones.
         """
 
+    def prune_kept(self, now: float, limit: int) -> Gone:
+        """Delete up to `limit` finished jobs that asked how long they are kept (`keep_for`) and whose time is over, soonest first.
+
+        Part of the open transaction. Empty when there is nothing more to do now. `prune` leaves such jobs alone.
+        """
+
     def prune(self, now: float, limit: int) -> int:
         """Delete up to `limit` finished jobs that are beyond retention, and as many submissions older than 10 minutes.
 
@@ -178,10 +181,13 @@ class Reader(Protocol):
 
 
 class Retention(NamedTuple):
-    """How long finished jobs are kept: pruned when older than `age_s`, or beyond `count` and older than an hour."""
+    """How long finished jobs are kept that do not say so themselves: pruned when older than an age, or beyond a count and older than an
+    hour. Failed jobs have bounds of their own, and do not count among the others."""
 
     age_s: float = 7 * 86400.0
     count: int = 1_000_000
+    failed_age_s: float = 90 * 86400.0
+    failed_count: int = 100_000
 
 
 def open_store(url: str, retention: Retention = Retention()) -> Store:

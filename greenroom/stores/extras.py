@@ -40,6 +40,15 @@ def take_extras(job: Job, text: str | None) -> None:
     job.extras = Extras(**values) if values else None
 
 
+def keep_for(text: str | None) -> float | None:
+    """Return how long a job asked to be kept, from what the store has, or None."""
+    try:
+        asked = None if text is None else json.loads(text).get("keep_for")
+    except (ValueError, AttributeError):  # damaged
+        return None
+    return asked if isinstance(asked, (int, float)) else None
+
+
 def kept_line_bytes(text: str) -> int:
     """Return how much the log lines of a job take at most, from what the store has; 0: it has none."""
     try:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 
 from greenroom.filters import EVERY, Filter
 from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATES, Job, Rewrite, Run, State
-from greenroom.records import Damaged, LaneCounts, LogLine, Lost, Pause, QueueLimit, Restored, StoredLease, StoredSchedule, Submission
-from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
+from greenroom.keeping import COUNT_KEEPS_S, asks_for_long, kept_until
+from greenroom.records import Damaged, Gone, LaneCounts, LogLine, Lost, Pause, QueueLimit, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.stores import SUBMISSION_KEPT_S, Retention
 from greenroom.unique import Taken, taken_by
 
 _PAGE_SCAN_ROWS = 20_000
@@ -30,7 +31,9 @@ class MemoryStore:
         self._queued: dict[tuple[str, str], list[tuple[int, int]]] = {}  # lane -> (rank, id), sorted
         self._scheduled: list[tuple[float, int]] = []  # (run_at, id), sorted
         self._expiring: dict[int, float] = {}  # job -> by when it must have begun
-        self._finished: list[tuple[float, int]] = []  # (finished_at, id), sorted
+        self._finished: list[tuple[float, int]] = []  # (finished_at, id), sorted; not those in the next two
+        self._failed: list[tuple[float, int]] = []  # … of failed ones
+        self._kept: list[tuple[float, int]] = []  # (until when, id), sorted, of those that asked for it
         self._counts: dict[tuple[str, str], list[int]] = {}  # lane -> by state (3: requeues), last waiting_bytes
         self._submissions: dict[bytes, Submission] = {}  # oldest first
         self._keys: dict[str, Taken] = {}  # unique key -> who has it
@@ -59,7 +62,8 @@ class MemoryStore:
                      if job.cancel_requested and job.state < _FIRST_FINISHED and job_id not in self._leases]
         return Restored(self._lane_counts(), leases, cancelled, keys=list(self._keys.items()),
                         schedules=[self._schedules[name] for name in sorted(self._schedules)], pauses=list(self._pauses.values()),
-                        limits=[self._limits[queue] for queue in sorted(self._limits)])
+                        limits=[self._limits[queue] for queue in sorted(self._limits)],
+                        keeping=sum(asks_for_long(job.extras) for job in self._jobs.values()))
 
     def block(self, name: str, count: int) -> int:
         """Hand out `count` new numbers of this kind, "job" or "fence"; return the first."""
@@ -203,8 +207,7 @@ class MemoryStore:
     def delete(self, ids: list[int]) -> None:
         """Delete these finished jobs, with their runs and lines."""
         for job_id in ids:
-            row = self._jobs[job_id]
-            _remove(self._finished, (row.finished_at, job_id))
+            _remove(*self._place_of(self._jobs[job_id]))
             self._let_go(job_id)
 
     def _let_go(self, job_id: int) -> None:
@@ -217,15 +220,8 @@ class MemoryStore:
 
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, oldest first; return how many rows went."""
-        age_s, count = self._retention
-        gone = []
-        for finished_at, job_id in self._finished[:limit]:
-            is_excess = len(self._finished) - len(gone) > count and finished_at <= now - COUNT_KEEPS_S
-            if finished_at > now - age_s and not is_excess:
-                break
-            gone.append(job_id)
-            self._let_go(job_id)
-        del self._finished[:len(gone)]
+        age_s, count, failed_age_s, failed_count = self._retention
+        gone = self._prune(self._finished, age_s, count, now, limit) + self._prune(self._failed, failed_age_s, failed_count, now, limit)
         old = []
         for submission in self._submissions.values():
             if submission.created_at > now - SUBMISSION_KEPT_S or len(old) == limit:
@@ -236,7 +232,27 @@ class MemoryStore:
         free = [key for key, taken in self._keys.items() if taken.until is not None and taken.until <= now]
         for key in free:
             del self._keys[key]
-        return len(gone) + len(old) + len(free)
+        return gone + len(old) + len(free)
+
+    def _prune(self, finished: list[tuple[float, int]], age_s: float, count: int, now: float, limit: int) -> int:
+        gone = 0
+        for finished_at, job_id in finished[:limit]:
+            is_excess = len(finished) - gone > count and finished_at <= now - COUNT_KEEPS_S
+            if finished_at > now - age_s and not is_excess:
+                break
+            gone += 1
+            self._let_go(job_id)
+        del finished[:gone]
+        return gone
+
+    def prune_kept(self, now: float, limit: int) -> Gone:
+        """Delete jobs that are kept no longer, as they asked."""
+        ids = [job_id for _, job_id in self._kept[:min(limit, bisect_right(self._kept, (now, NUMBER_LIMIT)))]]
+        long = sum(asks_for_long(self._jobs[job_id].extras) for job_id in ids)
+        for job_id in ids:
+            self._let_go(job_id)
+        del self._kept[:len(ids)]
+        return Gone(ids, long)
 
     def reader(self) -> MemoryReader:
         """Open a view of what was committed."""
@@ -298,7 +314,7 @@ class MemoryStore:
         elif row.state == State.SCHEDULED:
             insort(self._scheduled, (row.run_at, row.id))
         else:
-            insort(self._finished, (row.finished_at, row.id))
+            insort(*self._place_of(row))
 
     def _unlist(self, row: Job) -> None:
         self._expiring.pop(row.id, None)
@@ -307,7 +323,14 @@ class MemoryStore:
         elif row.state == State.SCHEDULED:
             _remove(self._scheduled, (row.run_at, row.id))
         else:
-            _remove(self._finished, (row.finished_at, row.id))
+            _remove(*self._place_of(row))
+
+    def _place_of(self, row: Job) -> tuple[list[tuple[float, int]], tuple[float, int]]:
+        """Return among which finished jobs a row is, and what it is there."""
+        until = kept_until(row)
+        if until is not None:
+            return self._kept, (until, row.id)
+        return self._failed if row.state == State.FAILED else self._finished, (row.finished_at, row.id)
 
     def _lane_counts(self) -> list[LaneCounts]:
         return [LaneCounts(*lane, *counts[1:3], *counts[4:STATES], counts[3], counts[STATES]) for lane, counts in self._counts.items()]

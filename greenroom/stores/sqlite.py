@@ -1,4 +1,4 @@
-"""The store in one SQLite file (WAL, synchronous=FULL): opening and checking it, writing batches, pruning history.
+"""The store in one SQLite file (WAL, synchronous=FULL): opening and checking it, writing batches.
 
 The only module that knows the library apsw. Must not decide anything about jobs, or know sessions and wires.
 
@@ -21,18 +21,18 @@ from typing import TypeVar
 import apsw
 
 from greenroom.errors import StoreError
-from greenroom.job import SMALL_BYTES, Job, State
-from greenroom.records import Damaged, LogLine, Lost, Pause, QueueLimit, Restored, StoredLease, StoredSchedule, Submission
-from greenroom.stores import COUNT_KEEPS_S, SUBMISSION_KEPT_S, Retention
-from greenroom.stores.extras import kept_line_bytes
-from greenroom.stores.sqlite_check import check_at_start, counters, log_rest, pages, schema
+from greenroom.job import Job, State
+from greenroom.records import Damaged, Gone, LaneCounts, LogLine, Lost, Pause, QueueLimit, Restored, StoredLease, StoredSchedule, Submission
+from greenroom.stores import SUBMISSION_KEPT_S, Retention
+from greenroom.stores.sqlite_check import NUMBERS, check_at_start, counters, log_rest, pages, schema
 from greenroom.stores.sqlite_opening import (
     BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, OLDEST_SQLITE, check_header, check_version, lock, make_folder, migrate, sentence,
     set_pragmas, skip_numbers, sync_folder)
+from greenroom.stores.sqlite_pruning import Pruning, count_of
 from greenroom.stores.sqlite_reader import (
     JOB_COLUMNS, JOB_COLUMNS_WHOLE_PAYLOAD, JOBS_AND_LANES, Query, SqliteReader, job_from_row, jobs_by_id, lane_counts,
     next_number, number, payloads_by_id, schedules, unique_keys, with_payload)
-from greenroom.stores.sqlite_rows import Rows
+from greenroom.stores.sqlite_rows import Deleted, Rows
 from greenroom.stores.sums import record_sum
 from greenroom.unique import Taken
 
@@ -53,12 +53,6 @@ READER_PRAGMAS: dict[str, object] = {"query_only": 1, "cache_size": -8192}
 #: The check at open stops after so long: a store of gigabytes must still open soon.
 CHECK_S = 2.0
 
-#: prune() looks at so many rows for each that it may delete, stops after deleting so many bytes of payloads and results
-#: (each 4 kB are a page to visit), and rests after a sweep so long that sweeping takes about 2 % of a core.
-LOOK_FACTOR = 4
-PRUNE_BYTES = 4 * 1024 * 1024
-SWEEP_REST_S_PER_ROW = 10e-6
-
 _TAKE = f"""SELECT {JOB_COLUMNS_WHOLE_PAYLOAD} FROM {JOBS_AND_LANES}
     WHERE jobs.lane = ? AND jobs.state = 2 AND jobs.rank > ? AND jobs.id NOT IN (SELECT job FROM damaged)
     ORDER BY jobs.rank LIMIT ?"""
@@ -76,12 +70,6 @@ _LEASES = f"""SELECT leases.job, leases.fence, leases.instance, CAST(leases.work
     FROM leases LEFT JOIN jobs ON jobs.id = leases.job LEFT JOIN lanes ON lanes.id = jobs.lane ORDER BY leases.job"""
 _CANCELLED = f"""SELECT {JOB_COLUMNS} FROM {JOBS_AND_LANES} WHERE jobs.cancel_requested = 1 AND jobs.state < 4
     AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.job = jobs.id) ORDER BY jobs.id"""
-
-_LOOK = """SELECT count(*), max(id), min(CASE WHEN finished_at > :cutoff THEN finished_at END), total(finished_at <= :cutoff)
-    FROM (SELECT id, finished_at FROM jobs WHERE id > :cursor ORDER BY id LIMIT :rows)"""
-_DUE = """SELECT id, finished_at, payload_bytes, result_bytes, attempt > 1 OR state != 4 OR crashes OR requeues, extras
-    FROM jobs NOT INDEXED
-    WHERE id > ? AND id <= ? AND finished_at <= ? AND id NOT IN (SELECT job FROM damaged) ORDER BY id LIMIT ?"""
 
 _PAUSES = """SELECT kind, name, paused_at, until, reason, paused_by, sum FROM pauses ORDER BY paused_at, kind, name"""
 _LIMITS = "SELECT queue, max_jobs, max_bytes, urgent, extra, set_at, reason, set_by, sum FROM queue_limits ORDER BY queue"
@@ -133,10 +121,8 @@ class SqliteStore:
         self._query: Query  # set by open
         self._rows = Rows()
         self._log_pages = 0  # in the log after the latest COMMIT
-        self._pruned = 0  # finished jobs deleted so far
-        self._sweep: _Sweep | None = None  # while one goes on
-        self._sweep_at = 0.0  # the next one begins no sooner
-        self._oldest = 0.0  # no finished job on disk is older; 0: not known
+        self._pruning: Pruning  # set by open
+        self._numbers: dict[str, int] = {}  # those of NUMBERS beside the blocks', as on disk
 
     def open(self) -> Restored:
         """Open or create the store, check it, and return what a restart needs; StoreError leaves all as it was."""
@@ -190,8 +176,10 @@ class SqliteStore:
         if self._rows:
             self._begin()
             self._rows.write(self._db.execute)
+            self._note_number("keeping", self._rows.keeping)
 
-    def _write_lines(self) -> None:
+    def _write_all(self) -> None:
+        self._write()
         if self._rows.has_lines:
             self._begin()
             self._rows.write_lines(self._db.execute)
@@ -199,8 +187,7 @@ class SqliteStore:
     @_guarded
     def commit(self) -> None:
         """Make everything applied durable; returns after the fsync."""
-        self._write()
-        self._write_lines()
+        self._write_all()
         if self._db.in_transaction:
             self._db.execute("COMMIT")
             if self._log_pages >= CHECKPOINT_PAGES:
@@ -312,22 +299,32 @@ class SqliteStore:
     def delete(self, ids: list[int]) -> None:
         """Note that these finished jobs go, with their runs and log lines."""
         self._begin()
+        deleted = count_of(self._query, ids)
         self._rows.delete(ids)
-        self._count_gone(len(ids))
-        if self._sweep is not None:
-            self._sweep.excess -= len(ids)
+        self._count_gone(deleted)
+        self._pruning.was_deleted(deleted)
 
-    def _count_gone(self, count: int) -> None:
-        self._pruned += count
-        self._set_number("pruned", self._pruned)
-        self._rows.finished -= count
+    def _count_gone(self, deleted: Deleted) -> None:
+        self._rows.count_gone(deleted)
+        self._note_number("pruned", self._numbers["pruned"] + deleted.jobs)
+        self._note_number("pruned_failed", self._numbers["pruned_failed"] + deleted.failed)
+        self._note_number("keeping", self._rows.keeping)
+
+    @_guarded
+    def prune_kept(self, now: float, limit: int) -> Gone:
+        """Delete jobs that are kept no longer, as they asked."""
+        self._write_all()
+        ids, deleted = self._pruning.kept(now, limit)
+        self._count_gone(deleted)
+        return Gone(ids, deleted.long)
 
     @_guarded
     def prune(self, now: float, limit: int) -> int:
         """Delete what is beyond retention, a slice a call; 0 when there is nothing more to do now."""
-        self._write()
-        self._write_lines()
-        return self._prune_submissions(now, limit) + self._prune_keys(now, limit) + self._prune_jobs(now, limit)
+        self._write_all()
+        looked, deleted = self._pruning.history(now, limit)
+        self._count_gone(deleted)
+        return self._prune_submissions(now, limit) + self._prune_keys(now, limit) + looked
 
     def reader(self) -> SqliteReader:
         """Open another read-only connection."""
@@ -380,13 +377,21 @@ class SqliteStore:
         self._restore_lanes()
         lanes = lane_counts(self._query)
         self._restore_numbers()
-        self._rows.finished = sum(lane.completed + lane.failed + lane.cancelled + lane.expired for lane in lanes) - self._pruned
-        self._sweep, self._sweep_at, self._oldest = None, 0.0, 0.0
+        self._restore_counts(lanes)
+        self._pruning = Pruning(self._query, self._execute_many, self._rows, self._retention)
         damaged = dict(self._query("SELECT job, what FROM damaged", ()))
         cancelled = [job for job in map(job_from_row, self._query(_CANCELLED, ())) if not job.damage and job.id not in damaged]
         return Restored(lanes, self._restore_leases(), cancelled, damaged, self._restore_keys(), schedules(self._query),
                         self._restore_kept(_PAUSES, Pause, lambda pause: f"the pause of {pause.kind} {pause.name}"),
-                        self._restore_kept(_LIMITS, QueueLimit, lambda limit: f"the limit of queue {limit.queue}"))
+                        self._restore_kept(_LIMITS, QueueLimit, lambda limit: f"the limit of queue {limit.queue}"), self._numbers["keeping"])
+
+    def _restore_counts(self, lanes: list[LaneCounts]) -> None:
+        """Count the finished jobs that are there: those that ever were, less those that were pruned."""
+        rows, numbers = self._rows, self._numbers
+        rows.finished = sum(lane.completed + lane.failed + lane.cancelled + lane.expired for lane in lanes) - numbers["pruned"]
+        rows.failed = sum(lane.failed for lane in lanes) - numbers["pruned_failed"]
+        rows.keeping = numbers["keeping"]
+        (rows.kept, rows.kept_failed), = self._query("SELECT count(*), ifnull(sum(failed), 0) FROM kept_jobs", ())
 
     def _restore_kept(self, query: str, made: type[Kept], told: Callable[[Kept], str]) -> list[Kept]:
         """Return the pauses or limits that are kept. A damaged one ends the start: nobody knows what it holds back, and it may be for a reason."""
@@ -399,12 +404,12 @@ class SqliteStore:
 
     def _restore_numbers(self) -> None:
         """Check the numbers that must survive: a damaged one ends the start here."""
-        for name in ("next_job", "next_fence", "pruned"):
+        for name in NUMBERS:
             value = number(self._query, name)
-            if self._query("SELECT sum FROM meta WHERE name = ?", (name,)) == [(None,)]:  # from schema 1
+            if self._query("SELECT sum FROM meta WHERE name = ?", (name,)) == [(None,)]:  # from schema 1, or from a migration
                 self._begin()
                 self._set_number(name, value)
-        self._pruned = number(self._query, "pruned")
+        self._numbers = {name: number(self._query, name) for name in NUMBERS[2:]}
 
     def _restore_lanes(self) -> None:
         """Learn the lanes' ids; a lane whose name was changed by a flipped bit would hand its jobs to the wrong task."""
@@ -467,6 +472,17 @@ class SqliteStore:
         if not self._db.in_transaction:
             self._db.execute("BEGIN IMMEDIATE")
 
+    def _execute_many(self, sql: str, rows: list[tuple]) -> None:
+        self._begin()
+        self._db.executemany(sql, rows)
+
+    def _note_number(self, name: str, value: int) -> None:
+        """Set one of the numbers that are not handed out, if it is another than on disk."""
+        if self._numbers[name] != value:
+            self._begin()
+            self._numbers[name] = value
+            self._set_number(name, value)
+
     def _set_number(self, name: str, value: int) -> None:
         self._db.execute("UPDATE meta SET value = ?, sum = ? WHERE name = ?", (value, record_sum(name, value), name))
 
@@ -484,88 +500,6 @@ class SqliteStore:
             self._begin()
             self._db.executemany("DELETE FROM unique_keys WHERE key = ?", old)
         return len(old)
-
-    def _prune_jobs(self, now: float, limit: int) -> int:
-        """Go one slice further through the table; return how many rows were looked at.
-
-        Finished jobs have no index by age, it would make each finish dearer. Most that are due stand at the lowest ids,
-        but jobs that wait long may stand before them; so sweeps go over the whole table, with a rest between.
-        """
-        sweep = self._sweep or self._begin_sweep(now)
-        if sweep is None:
-            return 0
-        rows = limit * LOOK_FACTOR
-        (looked, last, oldest, due), = self._query(_LOOK, {"cutoff": sweep.cutoff, "cursor": sweep.cursor, "rows": rows})
-        sweep.looked += looked
-        if oldest is not None:
-            sweep.oldest = min(sweep.oldest, oldest)
-        slice_cut = bool(due) and self._delete_due(sweep, last, limit)
-        if not slice_cut:
-            sweep.cursor = last
-        if not slice_cut and looked < rows:
-            self._sweep = None
-            self._oldest = sweep.oldest
-            self._sweep_at = now + sweep.looked * SWEEP_REST_S_PER_ROW
-        return looked
-
-    def _begin_sweep(self, now: float) -> _Sweep | None:
-        excess = self._rows.finished - self._retention.count
-        age_s = self._retention.age_s
-        cutoff = now - (min(age_s, COUNT_KEEPS_S) if excess > 0 else age_s)
-        if self._rows.finished == 0 or now < self._sweep_at or self._oldest > cutoff:
-            return None
-        self._sweep = _Sweep(cutoff, now - age_s, excess, now)
-        return self._sweep
-
-    def _delete_due(self, sweep: _Sweep, last: int, limit: int) -> bool:
-        """Delete up to `limit` due jobs from the sweep's place to id `last`; True: stopped before, the cursor says where."""
-        found = self._query(_DUE, (sweep.cursor, last, sweep.cutoff, limit))
-        gone, large_payloads, large_results, with_runs, with_lines = [], [], [], [], []
-        large_bytes = 0
-        for job_id, finished_at, payload_bytes, result_bytes, may_have_runs, extras in found:
-            sweep.cursor = job_id
-            if finished_at > sweep.age_cutoff and sweep.excess <= 0:
-                sweep.oldest = min(sweep.oldest, finished_at)
-                continue
-            sweep.excess -= 1
-            gone.append((job_id,))
-            if may_have_runs:
-                with_runs.append((job_id,))
-            if payload_bytes > SMALL_BYTES:
-                large_payloads.append((job_id,))
-                large_bytes += payload_bytes
-            if result_bytes > SMALL_BYTES:
-                large_results.append((job_id,))
-                large_bytes += result_bytes
-            line_bytes = kept_line_bytes(extras) if extras is not None else 0
-            if line_bytes:
-                with_lines.append((job_id,))
-                large_bytes += line_bytes
-            if large_bytes > PRUNE_BYTES:
-                break
-        if gone:
-            self._begin()
-            self._db.executemany("DELETE FROM jobs WHERE id = ?", gone)
-            self._db.executemany("DELETE FROM payloads WHERE job = ?", large_payloads)
-            self._db.executemany("DELETE FROM results WHERE job = ?", large_results)
-            self._db.executemany("DELETE FROM runs WHERE job = ?", with_runs)
-            self._db.executemany("DELETE FROM log_lines WHERE job = ?", with_lines)
-            self._count_gone(len(gone))
-        return len(found) == limit or large_bytes > PRUNE_BYTES
-
-
-class _Sweep:
-    """One pass of prune over the jobs, by id."""
-
-    __slots__ = ("cursor", "cutoff", "age_cutoff", "excess", "oldest", "looked")
-
-    def __init__(self, cutoff: float, age_cutoff: float, excess: int, now: float) -> None:
-        self.cursor = 0  # ids up to here are done
-        self.cutoff = cutoff  # what finished later stays, whatever the count
-        self.age_cutoff = age_cutoff  # what finished by then goes, whatever the count
-        self.excess = excess  # how many between the two go, for the count
-        self.oldest = now  # the earliest finish that stays; what is unfinished now finishes later
-        self.looked = 0  # rows
 
 
 def _close_quietly(db: apsw.Connection) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import apsw
 
 from greenroom.errors import StoreError
+from greenroom.keeping import COUNT_KEEPS_S
 from greenroom.stores.sqlite_log import count_valid, look_behind, valid_frames
 from greenroom.stores.sqlite_opening import (
     BACKUP_ID, BUSY_TIMEOUT_MS, DATABASE, LOCK, MIGRATIONS, check_header, run_migration, sentence)
@@ -31,15 +32,26 @@ class MissingStore(StoreError):
 MAX_TOLD = 20
 ROWS_PER_QUERY = 500
 
+#: The numbers in `meta`: what is handed out next, and counts.
+NUMBERS = ("next_job", "next_fence", "pruned", "pruned_failed", "keeping")
+
 _WHOLE = JOB_COLUMNS.replace("jobs.payload,", f"{WHOLE_PAYLOAD},").replace("jobs.result,", f"{WHOLE_RESULT},")
 _ROWS = f"SELECT {_WHOLE} FROM {JOBS_AND_LANES} WHERE jobs.id > ? ORDER BY jobs.id LIMIT {ROWS_PER_QUERY}"
 
-_LANES = """SELECT lanes.id, queue, task, scheduled, queued, waiting_bytes, completed + failed + cancelled + expired,
-    ifnull(found.s, 0), ifnull(found.q, 0), ifnull(found.b, 0), ifnull(found.f, 0)
-    FROM lanes LEFT JOIN (SELECT lane, sum(state = 1) s, sum(state = 2) q, sum(state > 3) f,
+_LANES = """SELECT lanes.id, queue, task, scheduled, queued, waiting_bytes, completed + failed + cancelled + expired, failed,
+    ifnull(found.s, 0), ifnull(found.q, 0), ifnull(found.b, 0), ifnull(found.f, 0), ifnull(found.e, 0)
+    FROM lanes LEFT JOIN (SELECT lane, sum(state = 1) s, sum(state = 2) q, sum(state > 3) f, sum(state = 5) e,
         sum(CASE WHEN state < 4 THEN payload_bytes ELSE 0 END) b
         FROM jobs WHERE id NOT IN (SELECT job FROM damaged) GROUP BY lane) found
     ON found.lane = lanes.id"""
+
+
+_KEEP_FOR = "CASE WHEN json_valid(jobs.extras) THEN jobs.extras ->> '$.keep_for' END"
+# SQLite may read the decimals of a time a bit differently than they were written.
+_WRONGLY_KEPT = f"""SELECT kept_jobs.job, kept_jobs.until FROM kept_jobs LEFT JOIN jobs ON jobs.id = kept_jobs.job
+    WHERE (abs(kept_jobs.until - jobs.finished_at - {_KEEP_FOR}) < 0.001 AND kept_jobs.failed = (jobs.state = 5)) IS NOT TRUE
+    UNION ALL SELECT jobs.id, NULL FROM jobs WHERE jobs.state > 3 AND jobs.extras IS NOT NULL AND {_KEEP_FOR} IS NOT NULL
+    AND jobs.id NOT IN (SELECT job FROM kept_jobs)"""
 
 
 def pages(query: Query) -> Iterator[str]:
@@ -70,18 +82,24 @@ def _expected_schema(version: int) -> list[tuple]:
 def counters(query: Query) -> Iterator[str]:
     """Check the lanes' counters against the rows."""
     has_damaged = bool(query("SELECT 1 FROM damaged LIMIT 1", ()))
-    ever = rows = 0
-    for _, queue, task, scheduled, queued, size, finished, has_scheduled, has_queued, has_size, has_finished in query(_LANES, ()):
+    ever = ever_failed = rows = failed_rows = 0
+    for (_, queue, task, scheduled, queued, size, finished, failed,
+         has_scheduled, has_queued, has_size, has_finished, has_failed) in query(_LANES, ()):
         if (scheduled, queued) != (has_scheduled, has_queued) or (size != has_size and not has_damaged):
             yield (f"queue {queue}, task {task}: {scheduled} scheduled and {queued} queued jobs of {size} bytes are counted, "
                    f"the rows say {has_scheduled} and {has_queued} of {has_size}")
         ever += finished
         rows += has_finished
+        ever_failed += failed
+        failed_rows += has_failed
         if has_finished > finished:
             yield f"queue {queue}, task {task}: {finished} finished jobs are counted, but {has_finished} are there"
     pruned = query("SELECT value FROM meta WHERE name = 'pruned'", ())
     if pruned and ever - pruned[0][0] != rows and not has_damaged:
         yield f"{ever} finished jobs are counted of which {pruned[0][0]} were deleted, but {rows} are there"
+    pruned = query("SELECT value FROM meta WHERE name = 'pruned_failed'", ())
+    if pruned and ever_failed - pruned[0][0] != failed_rows and not has_damaged:
+        yield f"{ever_failed} failed jobs are counted of which {pruned[0][0]} were deleted, but {failed_rows} are there"
     lost = query("SELECT count(*) FROM jobs WHERE lane NOT IN (SELECT id FROM lanes)", ())[0][0]
     if lost:
         yield f"{lost} jobs belong to no queue"
@@ -90,7 +108,7 @@ def counters(query: Query) -> Iterator[str]:
 def numbers(query: Query) -> Iterator[str]:
     """Check that no number that is in use was not handed out, and the sums of the numbers themselves."""
     found = {name: (value, expected) for name, value, expected in query("SELECT name, value, sum FROM meta", ())}
-    for name in ("next_job", "next_fence", "pruned"):
+    for name in NUMBERS if _has(query, "kept_jobs") else NUMBERS[:3]:
         value, expected = found.get(name, (0, 0))
         if expected not in (None, record_sum(name, value)):
             yield f"the number {name} does not match its checksum"
@@ -138,13 +156,27 @@ def sums(query: Query) -> Iterator[str]:
                 yield f"schedules: the row of {record.name!r} does not match its checksum"
 
 
+def kept(query: Query) -> Iterator[str]:
+    """Check what is noted of jobs that ask how long they are kept against their rows."""
+    if not _has(query, "kept_jobs"):
+        return
+    for job_id, until in query(_WRONGLY_KEPT, ()):
+        yield f"job {job_id} is noted to be kept until {until}, its row says something else" if until is not None else (
+            f"job {job_id} asked how long it is kept, and that is not noted")
+    noted = query("SELECT value FROM meta WHERE name = 'keeping'", ())
+    found = query(f"SELECT count(*) FROM jobs WHERE extras IS NOT NULL AND {_KEEP_FOR} > {COUNT_KEEPS_S:g}", ())[0][0]
+    if noted and noted[0][0] != found:
+        yield f"{noted[0][0]} jobs that ask to be kept for long are counted, but {found} are there"
+
+
 def _has(query: Query, table: str) -> bool:
     """Tell whether the store has a table yet: one of an older schema is checked before it is brought to this one."""
     return bool(query("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (table,)))
 
 
 CHECKS: dict[str, Callable[[Query], Iterator[str]]] = {
-    "pages and indexes": pages, "tables": schema, "counters": counters, "numbers": numbers, "checksums of all rows": sums}
+    "pages and indexes": pages, "tables": schema, "counters": counters, "numbers": numbers, "kept jobs": kept,
+    "checksums of all rows": sums}
 
 
 def findings(query: Query, check: Callable[[Query], Iterator[str]]) -> list[str]:

@@ -30,7 +30,7 @@ RESTORED_SKIP = 10**12
 #: File n brings the schema to version n, which is the file's user_version.
 MIGRATIONS = ("sqlite_001_first.sql", "sqlite_002_sums.sql", "sqlite_003_life.sql", "sqlite_004_expiry.sql", "sqlite_005_unique.sql",
               "sqlite_006_schedules.sql", "sqlite_007_pauses.sql", "sqlite_008_log_lines.sql", "sqlite_009_not_completed.sql",
-              "sqlite_010_queue_limits.sql")
+              "sqlite_010_queue_limits.sql", "sqlite_011_kept_jobs.sql")
 
 #: SQLite up to 3.51.2 may corrupt a WAL that several connections use (sqlite.org/wal.html, "The WAL-reset bug").
 OLDEST_SQLITE = (3, 51, 3)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from itertools import chain
+from typing import NamedTuple
 
-from greenroom.job import COMPLETED, QUEUED, RUNNING, SMALL_BYTES, STATES, Job
+from greenroom.job import COMPLETED, FAILED, QUEUED, RUNNING, SMALL_BYTES, STATES, Job
+from greenroom.keeping import asks_for_long, kept_until
 from greenroom.records import LogLine, StoredSchedule, Submission
 from greenroom.stores.extras import pack_extras
 from greenroom.stores.sums import data_sum, lane_seed, record_sum, row_sum, row_sum_of_new, run_sum, schedule_sum
@@ -44,7 +46,7 @@ _MOVE = "UPDATE jobs SET lane = ? WHERE id = ?"
 _NEW_PAYLOAD = "UPDATE jobs SET raw = ?, payload_bytes = ?, payload = ?, payload_sum = ? WHERE id = ?"
 
 #: What has rows of jobs, all but leases, which finished ones have none of; and the column with the job.
-_TABLES_OF_JOBS = (("jobs", "id"), ("payloads", "job"), ("results", "job"), ("runs", "job"), ("log_lines", "job"))
+_TABLES_OF_JOBS = (("jobs", "id"), ("payloads", "job"), ("results", "job"), ("runs", "job"), ("log_lines", "job"), ("kept_jobs", "job"))
 
 _ERROR = 16  # its place in a row of _UPDATE
 
@@ -53,19 +55,30 @@ _COUNT = """UPDATE lanes SET scheduled = scheduled + ?, queued = queued + ?, req
     WHERE id = ?"""
 
 
+class Deleted(NamedTuple):
+    """How many finished jobs were deleted, for the counts of those that are there."""
+
+    jobs: int = 0
+    failed: int = 0
+    kept: int = 0  # had asked how long they are kept
+    kept_failed: int = 0  # … and failed
+    long: int = 0  # had asked for long
+
+
 class Rows:
     """What was applied and is not written yet.
 
     Attributes:
         lanes: (queue, task) -> id in the table, also of those whose row is among these. last_lane: the highest of them.
-        finished: finished jobs on disk, these too.
+        finished: finished jobs on disk, these too. kept, kept_failed: those that asked how long they are kept; failed ones among them.
+        failed: failed ones on disk, without these. keeping: jobs that ask to be kept for long, finished or not, these too.
         count: rows of jobs.
     """
 
     def __init__(self) -> None:
         self.lanes: dict[tuple[str, str], int] = {}
         self.last_lane = 0
-        self.finished = 0
+        self.finished = self.failed = self.kept = self.kept_failed = self.keeping = 0
         self._lines: list[LogLine] = []
         self._first_lines: dict[int, int] = {}  # job -> lines below go
         self.clear()
@@ -90,6 +103,8 @@ class Rows:
         self._runs: list[object] = []
         self._keys: dict[str, tuple] = {}  # unique key -> its row
         self._freed: list[tuple[str, int]] = []  # … and those of finished jobs
+        self._kept: dict[int, tuple] = {}  # finished job that asked how long it is kept -> its row
+        self._kept_no_more: list[object] = []  # … and those that were retried
         self._submissions: list[object] = []
         self._schedules: dict[str, StoredSchedule | None] = {}  # None: deleted
         self._deleted: list[object] = []  # finished jobs whose rows were written before
@@ -136,8 +151,11 @@ class Rows:
                 self._note_lease(job)
             if job.runs:
                 self._note_runs(job)
-            if job.extras is not None and job.extras.unique_key is not None:
-                self._note_key(job, stored, recorded)
+            if job.extras is not None:
+                if job.extras.unique_key is not None:
+                    self._note_key(job, stored, recorded)
+                if job.extras.keep_for is not None:
+                    self._note_kept(job, stored, recorded)
             self.count += 1
 
     def _lane(self, queue: str, task: str) -> tuple[int, list[int], int]:
@@ -220,6 +238,19 @@ class Rows:
             if self._keys.get(extras.unique_key, (None, None))[1] == job.id:
                 del self._keys[extras.unique_key]
 
+    def _note_kept(self, job: Job, stored: int, recorded: int) -> None:
+        """A job that asked how long it is kept has a row from its end on, until it is retried."""
+        is_over, was_over = recorded >= _FIRST_FINISHED, stored >= _FIRST_FINISHED
+        if not stored:
+            self.keeping += asks_for_long(job.extras)
+        if is_over:
+            self._kept[job.id] = (job.id, kept_until(job), recorded == FAILED)
+        elif was_over:
+            self._kept.pop(job.id, None)
+            self._kept_no_more.append(job.id)
+        self.kept += is_over - was_over
+        self.kept_failed += (recorded == FAILED) - (stored == FAILED)
+
     def _note_runs(self, job: Job) -> None:
         for run in job.runs:
             if run.error is None:
@@ -253,6 +284,14 @@ class Rows:
         for job_id in gone:
             self._first_lines.pop(job_id, None)
 
+    def count_gone(self, deleted: Deleted) -> None:
+        """Note that finished jobs were deleted, or are about to be."""
+        self.finished -= deleted.jobs
+        self.failed -= deleted.failed
+        self.kept -= deleted.kept
+        self.kept_failed -= deleted.kept_failed
+        self.keeping -= deleted.long
+
     # -- writing ------------------------------------------------------------------------------------------------------------
 
     def write(self, execute: Execute) -> None:
@@ -279,6 +318,8 @@ class Rows:
             execute("DELETE FROM unique_keys WHERE key = ? AND job = ?", freed)
         _write(execute, "INSERT OR REPLACE INTO unique_keys (key, job, until, until_done, sum) VALUES ", 5, "",
                list(chain.from_iterable(self._keys.values())))
+        _write(execute, "DELETE FROM kept_jobs WHERE job IN (VALUES ", 1, ")", self._kept_no_more)
+        _write(execute, "INSERT OR REPLACE INTO kept_jobs (job, until, failed) VALUES ", 3, "", list(chain.from_iterable(self._kept.values())))
         _write(execute, "INSERT OR REPLACE INTO submissions (id, body_hash, outcome, created_at, sum) VALUES ", 5, "",
                self._submissions)
         if self._schedules:
@@ -286,6 +327,7 @@ class Rows:
         for lane, changes in self._changes.items():
             if any(changes[1:]):
                 execute(_COUNT, (*changes[1:], lane))
+                self.failed += changes[FAILED]
         for table, key in _TABLES_OF_JOBS:
             _write(execute, f"DELETE FROM {table} WHERE {key} IN (VALUES ", 1, ")", self._deleted)
         self.clear()

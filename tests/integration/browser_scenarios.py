@@ -418,6 +418,7 @@ def jobs_are_filtered_by_the_address(visit: Visit) -> None:
     page.click(f"tr[data-job='{facts['other'][0]}'] button")
     page.wait_for_url(f"**/#/jobs?queue=other&job={facts['other'][0]}")
     page.wait_for_selector(f"#h-drawer:has-text('#{facts['other'][0]}')")
+    page.wait_for_selector(".facts dt:has-text('Kept until') + dd:has-text('in 24 h')")
 
     page.go_back()
     page.wait_for_selector(".sheet", state="detached")

@@ -52,7 +52,7 @@ def test_a_whole_store_is_found_whole_and_not_touched(tmp_path: Path, check: Cal
 
     code, said = check(tmp_path / "data")
 
-    assert code == 0 and said.count("ok") == 8, said
+    assert code == 0 and said.count("ok") == 9, said
     for part in ("configuration: ok", "certificates: ok", "it is stopped", "pages and indexes: ok", "checksums of all rows: ok"):
         assert part in said
     assert files(tmp_path / "data") == before

@@ -240,7 +240,7 @@ def test_jobs_are_filtered_by_the_address(scenarios: Scenarios, broker: object, 
     start_worker()
     facts = {"failed": [submit(broker, "fibonacci", {"n": -1}, attempts=1) for _ in range(2)],
              "completed": [submit(broker, "fibonacci", {"n": 1}) for _ in range(3)],
-             "other": [submit(broker, "reverse_string", {"data": "x"}, queue="other")]}
+             "other": [submit(broker, "reverse_string", {"data": "x"}, queue="other", keep_for=86400)]}
     wait_for_states(broker, failed=2, completed=4)
 
     scenarios.run(broker, "jobs_are_filtered_by_the_address", facts)

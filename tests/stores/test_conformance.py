@@ -117,7 +117,7 @@ def house(build: Callable[..., House]) -> House:
 
 
 def test_a_new_store_is_empty(house: House) -> None:
-    assert house.restored == ([], [], [], {}, [], [], [], [])
+    assert house.restored == ([], [], [], {}, [], [], [], [], 0)
     assert house.store.take("default", "t", -2**63, 10) == []
     assert house.store.prune(NOW, 100) == 0
 

@@ -11,11 +11,11 @@ import apsw
 import pytest
 
 from greenroom.errors import DamagedError, StoreError
-from greenroom.job import State
+from greenroom.job import Job, State
 from greenroom.records import Lost, Pause, QueueLimit, Submission
 from greenroom.stores import Retention
 from greenroom.stores.sqlite import SqliteStore
-from greenroom.stores.sqlite_check import opened_for_check, sums
+from greenroom.stores.sqlite_check import CHECKS, findings, kept as check_kept, opened_for_check, sums
 from greenroom.stores.sqlite_opening import APPLICATION_ID, DATABASE
 from greenroom.stores.sums import data_sum, row_sum
 from greenroom.views import damaged
@@ -207,6 +207,8 @@ def test_a_damaged_submission_is_told_from_one_that_never_was(folder: Path) -> N
     ("UPDATE meta SET value = 0 WHERE name = 'next_fence'", "number next_fence"),
     ("DELETE FROM meta WHERE name = 'next_fence'", "number next_fence"),
     ("UPDATE meta SET value = 1 WHERE name = 'pruned'", "of which 1 were deleted"),
+    ("UPDATE meta SET value = 1 WHERE name = 'pruned_failed'", "failed jobs are counted of which 1 were deleted"),
+    ("UPDATE meta SET value = 7 WHERE name = 'keeping'", "number keeping"),
     ("UPDATE lanes SET task = 'u'", "the name of lane 1"),
     ("UPDATE lanes SET queue = 'u'", "the name of lane 1"),
 ])
@@ -220,6 +222,31 @@ def test_damaged_numbers_and_lanes_end_the_start(folder: Path, sql: str, said: s
 
     with pytest.raises(StoreError, match=said):
         SqliteStore(folder).open()
+
+
+@pytest.mark.parametrize("sql, said", [
+    ("UPDATE kept_jobs SET failed = 1", None), ("UPDATE kept_jobs SET until = until - 100", "job 1 is noted to be kept until"),
+    ("UPDATE kept_jobs SET failed = 0", "job 1 is noted"), ("UPDATE kept_jobs SET job = 3", "job 3 is noted"),
+    ("DELETE FROM kept_jobs", "job 1 asked how long it is kept"), ("UPDATE jobs SET extras = '{'", "1 jobs that ask")])
+def test_what_is_noted_of_kept_jobs_is_checked_and_put_right_from_their_rows(folder: Path, caplog: pytest.LogCaptureFixture, sql: str,
+                                                                             said: str | None) -> None:
+    core = DiskCore(folder, retention=Retention(60.0, 0, 60.0, 0))
+    kept, plain, waiting = submitted(core, new_job(keep_for=7200.1), new_job(), new_job(delay=1e6))
+    worker = core.connect()
+    reserved(worker, 2)
+    worker.settle("fail", kept)
+    worker.settle("ack", plain)
+    core.run()
+    core.restart()
+    damage(folder, sql)
+
+    with opened_for_check(folder) as (query, _):
+        found = findings(query, check_kept)
+    assert (said is None and not found) or said in found[0] + (found[-1] if found else "")
+    core.store.prune_kept(core.now + 7150.0, 10)
+    assert isinstance(core.store.load([kept])[kept], Job), "not before its time"
+    assert ("is put right" in caplog.text) == ("- 100" in sql)
+    core.store.close()
 
 
 def version_1(folder: Path) -> None:
@@ -236,6 +263,23 @@ def version_1(folder: Path) -> None:
     db.execute("INSERT INTO payloads VALUES (2, ?)", (LARGE,))
     db.execute("INSERT INTO submissions VALUES (?, ?, '[1, 2]', 1.0)", (b"s" * 16, b"h" * 16))
     db.close()
+
+
+def test_failed_jobs_of_an_older_schema_are_counted_as_they_are(folder: Path) -> None:
+    version_1(folder)
+    db = apsw.Connection(str(folder / DATABASE))
+    db.execute("UPDATE lanes SET queued = 1, waiting_bytes = 1, completed = 4, failed = 3; UPDATE meta SET value = 6 WHERE name = 'pruned'")
+    db.execute("UPDATE jobs SET state = 5, finished_at = 2.0 WHERE id = 2")
+    db.close()
+    store = SqliteStore(folder, Retention(60.0, 0, 1e9, 0))
+    store.open()
+    while store.prune(7000.0, 10):
+        store.commit()
+    store.close()
+
+    with opened_for_check(folder) as (query, _):
+        assert [finding for check in CHECKS.values() for finding in findings(query, check)] == []
+        assert query("SELECT name, value FROM meta WHERE name LIKE 'pruned%' ORDER BY name", ()) == [("pruned", 7), ("pruned_failed", 3)]
 
 
 def test_a_store_of_schema_1_keeps_its_jobs_and_gets_sums_as_rows_are_written(folder: Path) -> None:

@@ -14,7 +14,8 @@ from greenroom.errors import ConfigError
 OTHER: dict[str, object] = {
     "host": "::1", "port": 1234, "web_port": 0, "data": "elsewhere", "cert": "a.crt", "key": "a.key", "client_ca": "ca.crt",
     "lease_s": 2.5, "reconnect_grace_s": 0.25, "restart_grace_s": 7.0, "max_waiting_jobs": 10, "max_waiting_bytes": 1000,
-    "window_jobs": 500, "window_bytes": 2**21, "history_age_s": 3600.5, "history_count": 0, "max_connections": 77,
+    "window_jobs": 500, "window_bytes": 2**21, "history_age_s": 3600.5, "history_count": 0,
+    "history_failed_age_s": 7200.5, "history_failed_count": 9, "max_kept_jobs": 5, "max_connections": 77,
     "log_level": "debug",
 }
 SETTINGS = {setting.name: setting for setting in fields(BrokerConfig)}

@@ -88,6 +88,7 @@ BAD = {
     "soft_timeout": [0, -1, 366 * 86400 + 1, math.nan, True, "1"],
     "unique_key": ["", "x" * 257, 1, b"key", ["key"]],
     "unique_for": [0, -1, 366 * 86400 + 1, math.nan, True, "1"],
+    "keep_for": [-0.001, 366 * 86400 + 1, math.nan, math.inf, True, "1"],
     "unique_mode": ["", "debounced", 1, ["throttle"]],
     "retry_never": ["OSError", [1], [""], ["x" * 129], ["E"] * 21, {"E": 1}],
 }

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS: list[list[str]] = [
     ["errors", "clock", "needs", "own_process", "patching"],
     ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "suspects", "retries", "expiry", "unique", "distributions", "tally",
-     "pauses", "queue_limits", "paces", "schedule_limits", "recurrence", "job_log", "events", "failures", "filters", "filter_text"],
+     "pauses", "queue_limits", "paces", "schedule_limits", "recurrence", "job_log", "events", "failures", "filters", "filter_text", "keeping"],
     ["groups", "sessions", "effects", "leases", "deadlines", "controls", "engine", "gates", "views", "waits", "submit_options", "when_full", "default_client", "task_outcomes",
      "task_functions", "context", "run_reports", "tasks", "schedules"],
     ["stores.*", "logs", "tables"],

@@ -121,6 +121,7 @@ function WhyWaiting({ job }) {
 
 function Facts({ job }) {
   const ran = job.started_at && (job.finished_at || null);
+  const keptFor = (job.options || {}).keep_for;
   const rows = [
     ["Queue", html`<bdi class="mono">${job.queue}</bdi>`],
     ["Worker", job.worker ? html`<bdi class="mono">${job.worker}</bdi>` : "none yet"],
@@ -128,6 +129,7 @@ function Facts({ job }) {
     job.run_at && ["Not before", html`<${Moment} at=${job.run_at} />`],
     ["Started", html`<${Moment} at=${job.started_at} />`],
     ["Finished", html`<${Moment} at=${job.finished_at} />`],
+    keptFor !== undefined && ["Kept until", job.finished_at ? html`<${Moment} at=${job.finished_at + keptFor} />` : `${length(keptFor)} after its end`],
     job.started_at && ["Waited", length(job.started_at - Math.max(job.submitted_at, job.run_at || 0))],
     ran && ["Ran", length(job.finished_at - job.started_at)],
     job.state !== "running" && gotTo(job) && ["Got to", html`<bdi>${gotTo(job)}</bdi>`],
