@@ -251,7 +251,7 @@ class Producer(Actor):
                 if isinstance(job_id, dict) and job_id.get("field") in ("queue", "payload"):
                     refused.append(item)
                 elif isinstance(job_id, dict):
-                    if "unique_key" not in item or job_id["duplicate"] not in self.history.house.newest():
+                    if "unique_key" not in item or job_id["duplicate"] not in self.history.house.newest().keys() | self.history.may_be_gone:
                         raise Violation(f"U1: {item} was answered {job_id}")
                     self.world.counts["duplicate"] += 1
                     continue

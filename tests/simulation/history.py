@@ -41,6 +41,7 @@ class Spec(NamedTuple):
     delay: float | None
     attempts: int = 5
     soft_timeout: float | None = None
+    keep_for: float | None = None  # it asked how long it is kept
 
 
 class Ended(NamedTuple):
@@ -88,6 +89,7 @@ class History:
         self._message: dict = {}
         self.blame = Blame(house)
         self.planner: Planner | None = None  # who keeps schedules, if this run has any
+        house.store.on_pruned = self.pruned
 
     # -- what the broker does -----------------------------------------------------------------------------------------------
 
@@ -219,6 +221,20 @@ class History:
 
     def _answered_delete(self, message: dict, answer: dict) -> None:
         self.deleted.update(job_id for job_id, told in zip(message["jobs"], answer["outcomes"]) if told == "deleted")
+
+    def pruned(self, now: float, gone: list[Job], is_all: bool) -> None:
+        """Jobs go because they asked to be kept no longer: none before its time, and with the last of them nothing is left that is due (K1)."""
+        for row in gone:
+            spec = self.attempted[row.payload]
+            if row.state not in FINISHED_STATES or spec.keep_for is None or row.finished_at + spec.keep_for > now + EPSILON:
+                raise Violation(f"K1: {row} of {spec}, finished at {row.finished_at}, is gone at {now}")
+            self.may_be_gone.add(row.id)
+            self.world.counts["kept no longer"] += 1
+        if is_all:
+            for row in self.house.store._jobs.values():
+                keep_for = self.attempted[row.payload].keep_for if row.payload in self.attempted else None
+                if keep_for is not None and row.state in FINISHED_STATES and row.finished_at + keep_for < now - EPSILON:
+                    raise Violation(f"K1: {row} was to go at {row.finished_at + keep_for} and is there at {now}")
 
     def retried(self, job_id: int) -> None:
         """Somebody lets a job that had ended run again; answers that tell of its end may still be on their way."""

@@ -21,7 +21,7 @@ from greenroom.job import Job, State, rank_of
 from greenroom.lanes import Lane
 from greenroom.leases import LeaseRules
 from greenroom.queue_limits import LimitedQueue
-from greenroom.records import LogLine, Lost, Restored, SettleItem
+from greenroom.records import Gone, LogLine, Lost, Restored, SettleItem
 from greenroom.scheduled import Scheduled
 from greenroom.sessions import RunLimits
 from greenroom.stores.memory import MemoryStore
@@ -297,6 +297,20 @@ def line_lost(real: Function) -> Function:
     return add_lines
 
 
+def kept_too_briefly(real: Function) -> Function:
+    """What asks to be kept for a time goes a second before it is over."""
+    def prune_kept(self: MemoryStore, now: float, limit: int) -> Gone:
+        return real(self, now + 1.0, limit)
+    return prune_kept
+
+
+def kept_too_long(real: Function) -> Function:
+    """The last of those that are kept no longer stays."""
+    def prune_kept(self: MemoryStore, now: float, limit: int) -> Gone:
+        return real(self, now, limit if len(self._kept) > 1 else 0)
+    return prune_kept
+
+
 def event_before_commit(real: Function) -> Function:
     """What happened is told at once."""
     def note(self: EventLog, noted: list[dict]) -> int:
@@ -369,6 +383,8 @@ PLANTS = [
     Plant("a stopping broker keeps no leases", DeadlineRules, "checkpoint_all", lease_not_kept, 40),
     Plant("submission id forgotten at a restart", MemoryStore, "open", submission_forgotten, 40),
     Plant("a log line is lost", MemoryStore, "add_lines", line_lost, 40),
+    Plant("kept too briefly", MemoryStore, "prune_kept", kept_too_briefly, 40),
+    Plant("kept too long", MemoryStore, "prune_kept", kept_too_long, 40),
     Plant("counter drift", MemoryStore, "_count", counter_drift, 40),
     Plant("scheduled too early", Scheduled, "pop_due", scheduled_too_early, 40),
     Plant("a cancelled job stays queued", Engine, "cancel", cancelled_job_stays_queued, 40),

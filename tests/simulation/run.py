@@ -38,6 +38,9 @@ FAULTS = ("broker dies", "store fails", "wall clock jumps", "hub stalls", "conne
 #: Each n-th seed runs on the real SQLite store, and submits by the thousand.
 SQLITE_EVERY = 12
 FLOOD_EVERY = 100
+#: Each n-th job says how long it is kept: for so long. By number, without a draw.
+KEPT_EVERY = 7
+KEPT_S = (0.0, 2.0, 30.0, 7200.0)
 #: In each n-th somebody pauses, changes and purges. A draw of its own, so that the other seeds stay the runs that they were.
 STEERED_EVERY = 4
 KINDS = {
@@ -254,7 +257,10 @@ class Run:
                 item["timeout"] = rng.choice([1.0, 6.0])
             if rng.random() < 0.1:
                 item["soft_timeout"] = rng.choice([0.2, 0.8])
-            self.history.attempted[payload] = Spec(item["task"], item["queue"], item["priority"], run_at, delay, attempts, item.get("soft_timeout"))
+            if self._payloads % KEPT_EVERY == 3:
+                item["keep_for"] = KEPT_S[self._payloads // KEPT_EVERY % len(KEPT_S)]
+            self.history.attempted[payload] = Spec(item["task"], item["queue"], item["priority"], run_at, delay, attempts,
+                                                   item.get("soft_timeout"), item.get("keep_for"))
             if self.seed % POISONED_EVERY == 3 and not self.is_flood:
                 self.history.blame.submits(payload)
             items.append(item)
@@ -435,6 +441,7 @@ class Run:
                 + deaths_s)
 
     def _check_end(self) -> None:
+        self.house.batches.prune_soon(self.house.now)
         self.world.run(self.world.now + 2.0)
         self.house.finish_cycles()
         check(self.house)

@@ -7,6 +7,7 @@ transaction as a whole or nothing of it.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.crash_store import CrashStore
@@ -14,7 +15,7 @@ from tests.simulation.world import Violation, World
 from tests.stores.power_vfs import PowerDisk, Replay, lay_out
 from greenroom.errors import StoreError
 from greenroom.job import Job, State
-from greenroom.records import LogLine, Lost, Pause, QueueLimit, Restored, StoredSchedule, Submission
+from greenroom.records import Gone, LogLine, Lost, Pause, QueueLimit, Restored, StoredSchedule, Submission
 from greenroom.stores import Retention
 from greenroom.stores.sqlite import SqliteStore
 from greenroom.stores.sqlite_reader import schedules
@@ -36,6 +37,7 @@ class SimStore(CrashStore):
 
     Attributes:
         fail_apply, fail_commit: the next statement, or COMMIT, raises StoreError. A failed COMMIT may be on disk all the same.
+        on_pruned: called with the time, jobs that went because they asked to be kept no longer, and whether those are all.
     """
 
     def __init__(self, world: World, retention: Retention) -> None:
@@ -43,6 +45,14 @@ class SimStore(CrashStore):
         self.world = world
         self.fail_apply = False
         self.fail_commit = False
+        self.on_pruned: Callable[[float, list[Job], bool], None] = _nobody_looks
+
+    def prune_kept(self, now: float, limit: int) -> Gone:
+        """See Store."""
+        before = dict(self._jobs)
+        gone = super().prune_kept(now, limit)
+        self.on_pruned(now, [before[job_id] for job_id in gone.ids], len(gone.ids) < limit)
+        return gone
 
     def apply(self, jobs: list[Job], submissions: list[Submission]) -> None:
         """See Store."""
@@ -97,6 +107,7 @@ class TwinStore(SimStore):
         _same("pauses", sorted(restored.pauses), sorted(twin.pauses))
         _same("limits", restored.limits, twin.limits)
         _same("unique keys", sorted(restored.keys), sorted(twin.keys))
+        _same("jobs that ask to be kept", restored.keeping, twin.keeping)
         _same("cancelled", [job.id for job in restored.cancelled], [job.id for job in twin.cancelled])
         return restored
 
@@ -176,6 +187,10 @@ class TwinStore(SimStore):
         self._real.keep_limits(limits)
         super().keep_limits(limits)
 
+    def prune_kept(self, now: float, limit: int) -> Gone:
+        """See Store."""
+        return _same("jobs that are kept no longer", self._real.prune_kept(now, limit), super().prune_kept(now, limit))
+
     def prune(self, now: float, limit: int) -> int:
         """See Store: which rows go when differs between stores, so only submissions are pruned here, which do not."""
         return 0
@@ -204,7 +219,7 @@ class TwinStore(SimStore):
         """Let the twin be as the disk is: the latest transaction is there, or it is not."""
         probe = SqliteStore(self._folder / "data", self._kept_retention, vfs=self._disk.name)
         probe.open()
-        found = _contents(probe, list(self._jobs))
+        found = _contents(probe, [*self._jobs.keys() | ({} if self._saved is None else self._saved["_jobs"]).keys()])
         probe._abandon()
         self.is_committing = False
         self.fail_apply = self.fail_commit = False
@@ -246,6 +261,10 @@ class TwinStore(SimStore):
         for one, other in zip(real, twin):
             _same(f"job {one.id}", _row(one, COMPARED), _row(other, COMPARED))
         return real
+
+
+def _nobody_looks(now: float, gone: list[Job], is_all: bool) -> None:
+    pass
 
 
 def _contents(store: SqliteStore, ids: list[int]) -> list[object]:

@@ -36,6 +36,7 @@ MUST_HAPPEN = (
     "event: scheduled", "event: progress", "event: expired",
     "a job kills its worker", "… and takes others with it", "a suspect begins alone", "a suspect begins beside others", "a suspect is given back",
     "schedule made", "schedule ran", "schedule skipped", "line acknowledged", "log read", "deleted", "deleted job asked for",
+    "kept no longer",
 )
 
 _counts: Counter[str] = Counter()
