@@ -40,6 +40,9 @@ from greenroom.when_full import WhenFull, when_full
 #: Runs of one run_due. A task that enqueues itself would go on for ever.
 MOST_RUNS = 100_000
 
+#: A job that asked how long it is kept is gone so long after its time, as with a broker.
+GONE_AFTER_S = 2.0
+
 #: Jobs listed in a failed assertion, and characters of a value.
 MOST_SHOWN = 20
 VALUE_CHARACTERS = 120
@@ -277,7 +280,15 @@ class LocalClient(LocalBulk, LocalFailures, LocalLimits, LocalSteering):
             job = self.submitted[job_id - 1] if 1 <= job_id <= len(self.submitted) and job_id not in self._deleted else None
             if job is not None:
                 self._expire(job)
+                if self._is_past(job):
+                    self._deleted.add(job_id)
+                    return None
             return job
+
+    def _is_past(self, job: LocalJob) -> bool:
+        """Tell whether a job asked to be kept no longer than until now."""
+        keep_for = job.option("keep_for")
+        return keep_for is not None and job.finished_at is not None and self.now() >= job.finished_at + keep_for + GONE_AFTER_S
 
     def _view(self, job_id: int, payload: bool) -> dict:
         job = self._find(job_id)

@@ -154,6 +154,22 @@ def test_a_job_that_is_not_begun_in_time_is_expired(capture: LocalClient) -> Non
     assert capture.retry([late.id]) == ["queued"] and capture.run_due() == 1
 
 
+def test_a_job_is_kept_for_as_long_as_it_asked(capture: LocalClient) -> None:
+    unkept, kept, plain = (capture.submit("note", {"what": number}, **options)
+                           for number, options in enumerate(({"keep_for": 0}, {"keep_for": 60}, {})))
+    capture.advance(1000)
+    assert capture.run_due() == 3 and unkept.result() == kept.result() == plain.result(), "they waited, and whoever asks at once is told"
+
+    capture.advance(5)
+    for ask in (unkept.result, unkept.status, lambda: list(capture.logs(unkept.id))):
+        with pytest.raises(GoneError, match="no longer kept"):
+            ask()
+    assert [outcome.code for outcome in (*capture.cancel([unkept.id]), *capture.retry([unkept.id]))] == ["GONE", "GONE"]
+    assert kept.status()["state"] == "completed" and [view["id"] for view in capture.jobs()] == [plain.id, kept.id]
+    capture.advance(60)
+    assert [view["id"] for view in capture.jobs()] == [plain.id]
+
+
 def test_with_retries_a_failed_job_is_tried_again_as_its_options_say(capture: LocalClient) -> None:
     capture.retries = capture.raise_errors = True
     job = capture.submit("note", {"what": 1, "fail": True}, attempts=3, backoff="exponential", backoff_base=10)
