@@ -18,7 +18,7 @@ from greenroom.records import QueueLimit
 #: Limits at the same time; beyond it FULL. All of them fit into one answer.
 MAX_LIMITS = 1000
 #: Who finds a queue full is told to come back when a tenth of its limit should be free, within these bounds, in seconds …
-SOONEST_S, LATEST_S = 0.1, 30.0
+SOONEST_S, LATEST_S = 0.1, 10.0
 #: … and after this if nobody knows how fast the queue gets done.
 UNKNOWN_S = 5.0
 #: Lanes whose pace is looked at, at most once in PACE_S: 0.4 ms.

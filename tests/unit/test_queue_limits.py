@@ -193,8 +193,10 @@ def test_who_finds_it_full_is_told_to_come_back_when_a_tenth_is_free() -> None:
         core.advance(1.0)
 
     assert refusal(core).retry_after_s == pytest.approx(10 / 4, rel=0.3)
+    core.engine.limits.get("q").limit = QueueLimit("q", 90, None, None, 10, 0.0, "", "")
+    assert refusal(core).retry_after_s == pytest.approx((100 - 81) / 4, rel=0.3)
     core.engine.limits.get("q").limit = QueueLimit("q", 1, None, None, 10, 0.0, "", "")
-    assert refusal(core).retry_after_s == pytest.approx(99 / 4, rel=0.3)
+    assert refusal(core).retry_after_s == LATEST_S
     core.advance(30.0)
 
     assert refusal(core).retry_after_s == LATEST_S, "nothing gets done any more"
