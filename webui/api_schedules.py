@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import bottle
 
+from greenroom.clock import Clock
+from greenroom.recurrence import Recurrence, parse_recurrence
 from greenroom.webui import shapes
+from greenroom.webui.answers import Refused
 
 MAX_PAGE = 200
+PREVIEWED_RUNS = 10
+PREVIEW_S = 0.005  # of the hub; a line that fits one day in decades takes longer for each of its times
 #: Fields of a body that makes a schedule.
-PUT_FIELDS = ("job", "cron", "every", "timezone", "overlap", "missed", "missed_max")
+PUT_FIELDS = ("job", "cron", "every", "timezone", "overlap", "missed", "missed_max", "keep_payload")
 
 
 class ScheduleRoutes:
@@ -27,6 +33,7 @@ class ScheduleRoutes:
     def add(self, route: Callable[..., None]) -> None:
         """Add them with `route(path, handler, method)`."""
         route("/api/schedules", self.list)
+        route("/api/recurrence", self.recurrence)
         route("/api/schedules/<name>", self.show)
         route("/api/schedules/<name>", self.put, "POST")
         for word, handler in (("delete", self.delete), ("pause", self.pause), ("resume", self.resume), ("run", self.run)):
@@ -42,13 +49,29 @@ class ScheduleRoutes:
         self._query()
         return {"schedule": shapes.schedule(self._call("schedules", {"name": name})["schedules"][0])}
 
+    def recurrence(self) -> dict:
+        query = self._query("cron", "every", "timezone")
+        now = Clock.wall()
+        when = parse_recurrence(query.get("cron"), query.get("every"), query.get("timezone"), now)
+        return {"next_runs": _next_runs(when, now)}
+
     def put(self, name: str) -> dict:
         body = self._body(*PUT_FIELDS)
+        keeps = body.pop("keep_payload", False)
+        if keeps not in (True, False):
+            raise Refused("INVALID", "keep_payload must be true or false", field="keep_payload")
         if "job" in body:
             body["job"] = shapes.job_fields(body["job"], self._job_fields)
+            if keeps:
+                body["job"].update(self._payload_of(name))
         reply = self._call("schedule_put", {**body, "name": name})
         bottle.response.status = 201 if reply["created"] else 200
         return {"schedule": reply["schedule"], "created": reply["created"]}
+
+    def _payload_of(self, name: str) -> dict:
+        """Return payload and encoding that a schedule has: a page can't show, and so not send back, every payload exactly."""
+        view = self._call("schedules", {"name": name})["schedules"][0]
+        return {"payload": view["payload"], "encoding": view["job"].get("encoding")} if view["error"] is None else {}
 
     def delete(self, name: str) -> dict:
         self._body()
@@ -68,3 +91,16 @@ class ScheduleRoutes:
         bottle.response.status = 201
         bottle.response.set_header("Location", f"/api/jobs/{job}")
         return {"id": job}
+
+
+def _next_runs(when: Recurrence, now: float) -> list[float]:
+    """Return the next times, fewer if they take long to find."""
+    until = time.monotonic() + PREVIEW_S
+    runs: list[float] = []
+    following = when.next_after(now)
+    while following is not None:
+        runs.append(following)
+        if len(runs) == PREVIEWED_RUNS or time.monotonic() > until:
+            break
+        following = when.next_after(following)
+    return runs

@@ -57,7 +57,7 @@ def _job(view: dict, max_bytes: int, max_values: int) -> dict:
 
 
 def _show(data: bytes | None, encoding: str | None, max_bytes: int, max_values: int) -> dict | None:
-    """Return `{"preview": value, "cut"?: true}`, `{"text": str, "cut"?: true}` or None for left out."""
+    """Return `{"preview": value, "cut"?: true, "inexact"?: true}`, `{"text": str, "cut"?: true}` or None for left out."""
     if data is None:
         return None
     if encoding == "raw" or len(data) > max_bytes:
@@ -68,7 +68,7 @@ def _show(data: bytes | None, encoding: str | None, max_bytes: int, max_values: 
         return _show_text(data, max_bytes)
     shown = _Shown(max_values)
     preview = shown.plain(value, 0)
-    return {"preview": preview, "cut": True} if shown.cut else {"preview": preview}
+    return {"preview": preview, **({"cut": True} if shown.cut else {}), **({"inexact": True} if shown.inexact else {})}
 
 
 def _show_text(data: bytes, max_bytes: int) -> dict:
@@ -77,11 +77,16 @@ def _show_text(data: bytes, max_bytes: int) -> dict:
 
 
 class _Shown:
-    """Turns one decoded value into JSON data within a budget of values; `cut` tells whether something was left out."""
+    """Turns one decoded value into JSON data within a budget of values.
+
+    Attributes:
+        cut: something was left out. inexact: something is shown as a text that is none, so a submit of what is shown is another payload.
+    """
 
     def __init__(self, max_values: int) -> None:
         self._left = max_values
         self.cut = False
+        self.inexact = False
 
     def plain(self, value: object, depth: int) -> object:
         """Return a value that json.dumps takes and that every JSON reader holds exactly."""
@@ -89,13 +94,13 @@ class _Shown:
         if value is None or isinstance(value, (bool, str)):
             return value
         if isinstance(value, int):
-            return value if abs(value) <= SAFE_INTEGER else str(value)
+            return value if abs(value) <= SAFE_INTEGER else self._as_text(value)
         if isinstance(value, float):
-            return value if math.isfinite(value) else str(value)
+            return value if math.isfinite(value) else self._as_text(value)
         if isinstance(value, bytes):
             return {"$base64": base64.b64encode(value).decode("ascii")}
         if not isinstance(value, (dict, list)):
-            return str(value)  # msgpack's extension types
+            return self._as_text(value)  # msgpack's extension types
         if depth >= MAX_SHOWN_DEPTH:
             self.cut = True
             return MORE
@@ -118,8 +123,12 @@ class _Shown:
                 self.cut = True
                 shown[MORE] = MORE
                 break
-            shown[key if isinstance(key, str) else str(key)] = self.plain(value, depth)
+            shown[key if isinstance(key, str) else self._as_text(key)] = self.plain(value, depth)
         return shown
+
+    def _as_text(self, value: object) -> str:
+        self.inexact = True
+        return str(value)
 
 
 def load_json(body: bytes) -> object:

@@ -128,6 +128,10 @@ def test_rest_does_the_same(broker: BrokerProcess) -> None:
     ran = ask(broker, "POST", "/api/schedules/five/run", {})
     assert ran.status == 201 and ran.headers["location"] == f"/api/jobs/{ran.json['id']}"
     assert ask(broker, "GET", f"/api/jobs/{ran.json['id']}").json["job"]["payload"] == shown["payload"]
+    body = {"job": {"task": "other", "payload": 1}, "every": "1h", "keep_payload": True}
+    assert ask(broker, "POST", "/api/schedules/five", body).json["schedule"]["job"]["task"] == "other"
+    assert ask(broker, "GET", "/api/schedules/five").json["schedule"]["payload"] == shown["payload"]
+    assert ask(broker, "POST", "/api/schedules/new", body).status == 404
     assert ask(broker, "POST", "/api/schedules/five/delete", {}).json == {"name": "five", "deleted": True}
     assert ask(broker, "GET", "/api/schedules/five").status == 404
 
@@ -156,6 +160,21 @@ def test_rest_guards_schedules_as_it_guards_submits(shared_broker: BrokerProcess
         assert code("POST", f"/api/schedules/none/{word}", {}) == (404, "NOT_FOUND")
         assert code("GET", f"/api/schedules/none/{word}") == (405, "METHOD")
         assert code("POST", f"/api/schedules/none/{word}", {"colour": "red"}) == (400, "INVALID")
+
+
+def test_the_next_runs_of_a_rule_are_told_before_anything_is_made(broker: BrokerProcess) -> None:
+    before = time.time()
+    [first, *_, last] = runs = ask(broker, "GET", "/api/recurrence?every=2h").json["next_runs"]
+    assert len(runs) == 10 and last - first == 9 * 7200 and abs(first - before - 7200) < 60
+    nights = ask(broker, "GET", "/api/recurrence?cron=30+2+*+*+*&timezone=Asia/Kolkata").json["next_runs"]
+    assert {at % 86400 for at in nights} == {21 * 3600}  # half past two there
+    assert ask(broker, "GET", "/api/recurrence?cron=0+0+29+2+MON").json["next_runs"]  # some of them: it is rare
+
+    for query, field in (("", "cron"), ("cron=61+*+*+*+*", "cron"), ("every=0s", "every"), ("every=1h&timezone=UTC", "timezone"),
+                         ("cron=0+3+*+*+*&timezone=Mars", "timezone"), ("at=1", "at")):
+        answer = ask(broker, "GET", f"/api/recurrence?{query}")
+        assert (answer.status, answer.json["error"]["field"]) == (400, field), query
+    assert ask(broker, "GET", "/api/schedules").json["total"] == 0
 
 
 def test_the_example_of_the_cookbook_runs(broker: BrokerProcess, client: Client, start_worker: Callable) -> None:

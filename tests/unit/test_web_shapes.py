@@ -22,12 +22,18 @@ def shown_result(data: bytes, *, detail: bool = True, encoding: str = "msgpack")
 
 @pytest.mark.parametrize(("value", "shown"), [
     (None, None), (True, True), ("text", "text"), (1.5, 1.5), ([1, [2]], [1, [2]]), ({"a": {"b": 1}}, {"a": {"b": 1}}),
-    (2**53 - 1, 2**53 - 1), (-(2**53) + 1, -(2**53) + 1), (2**53, "9007199254740992"), (-(2**53), "-9007199254740992"),
-    (2**64 - 1, "18446744073709551615"), (b"\x00\xff", {"$base64": "AP8="}), (float("nan"), "nan"), (float("inf"), "inf"),
-    ({1: "a", None: "b"}, {"1": "a", "None": "b"}), ("<script>\u202e\x00\ud7ff", "<script>\u202e\x00\ud7ff"),
+    (2**53 - 1, 2**53 - 1), (-(2**53) + 1, -(2**53) + 1), (b"\x00\xff", {"$base64": "AP8="}), ("<script>\u202e\x00\ud7ff", "<script>\u202e\x00\ud7ff"),
 ])
 def test_a_decoded_value_is_shown_exactly(value: object, shown: object) -> None:
     assert shown_result(pack_value(value)) == {"preview": shown}
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    (2**53, "9007199254740992"), (-(2**53), "-9007199254740992"), (2**64 - 1, "18446744073709551615"), (float("nan"), "nan"),
+    (float("inf"), "inf"), ({1: "a", None: "b"}, {"1": "a", "None": "b"}), ({"deep": [2**60]}, {"deep": [str(2**60)]}),
+])
+def test_what_json_cannot_carry_is_shown_as_text_and_marked(value: object, shown: object) -> None:
+    assert shown_result(pack_value(value)) == {"preview": shown, "inexact": True}
 
 
 def test_a_value_of_a_thousand_levels_is_cut_not_crashed() -> None:
