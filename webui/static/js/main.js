@@ -1,8 +1,7 @@
 // Puts the page together: layout, keys, theme, announcements.
 
-import { useEffect, useRef, useState } from "../vendor/preact-hooks.js";
+import { useEffect, useLayoutEffect, useRef, useState } from "../vendor/preact-hooks.js";
 import { render } from "../vendor/preact.js";
-import "../vendor/signals.js";
 import { Drawer } from "./drawer.js";
 import { Failures } from "./failures.js";
 import { Jobs } from "./jobs.js";
@@ -12,6 +11,7 @@ import { Banners, Cards, Header, Security, StatusChart, TaskChart, Workers, summ
 import { Queues } from "./queues.js";
 import { PAGES, go, route } from "./route.js";
 import { Schedules } from "./schedules.js";
+import { onChange } from "./signal.js";
 import { SubmitForm } from "./submit.js";
 import { html } from "./ui.js";
 import { Vitals } from "./vitals.js";
@@ -67,6 +67,8 @@ const Overview = () => html`<${Cards} />
 const VIEWS = { overview: Overview, jobs: Jobs, failures: Failures, queues: Queues, schedules: Schedules };
 
 function Page() {
+  const [, draw] = useState(0);
+  useLayoutEffect(() => onChange(() => draw((number) => number + 1)), []);
   const { page } = route.value;
   const main = useRef(null);
   const shown = useRef(page);

@@ -1,6 +1,6 @@
 // The address: which page, with which filters, and which job is open: "#/jobs?state=failed&job=12". So everything can be linked to.
 
-import { computed, signal } from "../vendor/signals.js";
+import { signal } from "./signal.js";
 
 export const PAGES = ["overview", "jobs", "failures", "queues", "schedules"];
 
@@ -13,7 +13,7 @@ function read() {
 export const route = signal(read());
 
 /** The number of the job in the drawer, or null. */
-export const openJob = computed(() => (/^\d{1,16}$/.test(route.value.params.job || "") ? Number(route.value.params.job) : null));
+export const openJob = { get value() { return /^\d{1,16}$/.test(route.value.params.job || "") ? Number(route.value.params.job) : null; } };
 
 /** Page and parameters -> "#/jobs?state=failed"; empty ones are left out. */
 export function address(page, params = {}) {

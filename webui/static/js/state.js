@@ -1,6 +1,6 @@
 // What the page knows, as signals. Filled by live.js, read by the parts of the page.
 
-import { computed, signal } from "../vendor/signals.js";
+import { signal } from "./signal.js";
 
 export const stats = signal(null);
 export const workers = signal([]);
@@ -29,6 +29,6 @@ export function takeOverview(news) {
 }
 
 /** The broker's clock now, in seconds since 1970: its word plus the time that passed here. */
-export const now = computed(() => (stats.value ? stats.value.now + Math.max(0, tick.value - receivedAt) / 1000 : 0));
+export const now = { get value() { return stats.value ? stats.value.now + Math.max(0, tick.value - receivedAt) / 1000 : 0; } };
 
 setInterval(() => { if (!document.hidden) tick.value = performance.now(); }, 1000);
