@@ -25,18 +25,21 @@ class Picture(NamedTuple):
     height: int = 900
     theme: str = "light"
     shows: str = "tr[data-job]"
-    clicks: str | None = None  # then this, a job that is opened
+    clicks: str | None = None  # then this is clicked
+    opens: str = ".sheet .facts"  # and this must be there
 
 
 PICTURES = {
     "overview-light.png": Picture(),
+    "events.png": Picture("#/events", shows="[data-event] >> nth=20"),
     "jobs.png": Picture("#/jobs"),
     "overview-dark.png": Picture(theme="dark"),
     "job.png": Picture(clicks="tr[data-job] button >> nth=0"),
     "phone.png": Picture(width=360, height=800),
     "failures.png": Picture("#/failures", shows="tr[data-group] >> nth=1"),
     "queues.png": Picture("#/queues", shows="tr[data-queue] .s-paused"),
-    "schedules.png": Picture("#/schedules", shows="tr[data-schedule] .s-paused"),
+    "schedules.png": Picture("#/schedules", shows="tr[data-schedule] .s-paused", clicks="tr[data-schedule=order-check] button:has-text('Edit')",
+                            opens="#preview details"),
 }
 
 
@@ -66,7 +69,7 @@ def main(url: str, folder: str = os.path.join(os.path.dirname(os.path.abspath(__
             page.wait_for_selector(picture.shows)
             if picture.clicks is not None:
                 page.click(picture.clicks)
-                page.wait_for_selector(".sheet .facts")
+                page.wait_for_selector(picture.opens)
             path = os.path.join(folder, name)
             page.screenshot(path=path)
             page.close()

@@ -125,7 +125,7 @@ def a_copy_is_submitted(visit: Visit) -> None:
     page.click(".sheet button:has-text('Edit and retry')")
     assert '"n": -10' in page.input_value("#copy-payload")
     page.fill("#copy-payload", '{"n": 10')
-    page.wait_for_selector("#e-copy:has-text('Not JSON')")
+    page.wait_for_selector("#copy-payload-said:has-text('Not JSON')")
     assert page.is_disabled(".copy button.go")
 
     page.fill("#copy-payload", '{"n": 10}')
@@ -291,7 +291,7 @@ def text_has_contrast_in_both_themes(visit: Visit) -> None:
         page.fill("#f-payload", "{}")
         check_contrast(page, f"{theme}, as it opens")
         page.fill("#f-payload", "{")
-        page.wait_for_selector("#e-payload:has-text('Not JSON')")
+        page.wait_for_selector("#f-payload-said:has-text('Not JSON')")
         check_contrast(page, f"{theme}, with a problem")
         page.click("tr[data-job] button >> nth=0")
         page.wait_for_selector(".sheet .facts")
@@ -345,6 +345,10 @@ def the_keyboard_is_enough(visit: Visit) -> None:
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("n")
     page.wait_for_selector("#f-task:focus")
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("g")
+    page.keyboard.press("e")
+    page.wait_for_selector("#events")
 
 
 def wrong_input_is_told_at_its_field(visit: Visit) -> None:
@@ -352,19 +356,20 @@ def wrong_input_is_told_at_its_field(visit: Visit) -> None:
     visit.open()
 
     page.fill("#f-payload", "{")
-    page.wait_for_selector("#e-payload:has-text('Not JSON')")
+    page.wait_for_selector("#f-payload-said:has-text('Not JSON')")
     assert page.is_disabled("#submit button[type=submit]")
-    page.fill("#f-payload", '{"n": 99999999999999999999999}')
-    page.click("#submit button[type=submit]")
-    page.wait_for_selector("#e-payload:has-text('64 bits')")
+    check_refused(page, "#f-payload", '{"n": 99999999999999999999999}', "64 bits")
     page.fill("#f-payload", '{"n": 1}')
-    page.fill("#f-priority", "11")
-    page.click("#submit button[type=submit]")
-    page.wait_for_selector("#e-priority:has-text('from 1')")
+    check_refused(page, "#f-priority", "11", "from 1")
     page.fill("#f-priority", "10")
-    page.fill("#f-queue", "a b")
-    page.click("#submit button[type=submit]")
-    page.wait_for_selector("#e-queue:has-text('characters')")
+    check_refused(page, "#f-queue", "a b", "characters")
+
+
+def check_refused(page: Page, field: str, value: str, problem: str) -> None:
+    """Send a form with a wrong value: what is wrong is told at its field."""
+    page.fill(field, value)
+    page.click("#submit button[type=submit], .fields button[type=submit]")
+    page.wait_for_selector(f"{field}-said:has-text('{problem}')")
 
 
 def without_a_worker_the_page_says_how_to_start_one(visit: Visit) -> None:
@@ -463,7 +468,8 @@ def many_jobs_are_cancelled_and_retried(visit: Visit) -> None:
     page.wait_for_selector(f".bulk:has-text('Retried 2 of {len(queued)}. {len(queued) - 2} not possible, such as: job')")
 
     page.click("#change-all")
-    assert page.is_disabled(".actions form button.go")
+    page.click(".actions form button.go")
+    page.wait_for_selector(".actions form:has-text('Say what shall change')")
     page.fill(".actions input[name=priority]", "1")
     page.fill(".actions input[name=delay]", "3600")
     page.click(".actions form button.go")
@@ -540,10 +546,10 @@ def queues_are_paused_and_resumed(visit: Visit) -> None:
     page = visit.page
     at(visit, "#/queues")
     page.click("tr[data-queue='mail'] button:has-text('Pause')")
-    page.wait_for_selector(".pause .reason:focus")
+    page.wait_for_selector("#in-reason:focus")
     page.keyboard.type("the <b>server</b> moves")
     page.select_option("tr[data-queue='mail'] select", "3600")
-    page.click("tr[data-queue='mail'] .pause button.go")
+    page.click("tr[data-queue='mail'] .fields button.go")
 
     page.wait_for_selector("tr[data-queue='mail'] .s-paused")
     page.wait_for_selector("tr[data-queue='mail']:has-text('by web, goes on in 60 min: the <b>server</b> moves')")
@@ -565,7 +571,7 @@ def queues_are_limited(visit: Visit) -> None:
     page.wait_for_selector(f"{row} input[name=jobs]:focus")
     page.keyboard.type("2")
     page.fill(f"{row} input[name=urgent]", "3")
-    page.fill(f"{row} .reason", "the <b>server</b> is slow")
+    page.fill(f"{row} input[name=reason]", "the <b>server</b> is slow")
     page.click(f"{row} button.go")
 
     page.wait_for_selector(f"{row} .limit:has-text('2 of 2 jobs wait: new jobs are refused, priorities up to 3 are not')")
@@ -600,7 +606,7 @@ def schedules_are_paused_and_run(visit: Visit) -> None:
     page.wait_for_selector("#h-drawer:has-text('to_uppercase')")
     page.keyboard.press("Escape")
     page.click(f"{row} button:has-text('Pause')")
-    page.wait_for_selector(".pause .reason:focus")
+    page.wait_for_selector("#in-reason:focus")
     page.keyboard.type("holidays")
     page.keyboard.press("Enter")
     page.wait_for_selector(f"{row} .s-paused")
@@ -608,6 +614,154 @@ def schedules_are_paused_and_run(visit: Visit) -> None:
     page.wait_for_selector(f"{row} td[data-label=Next]:has-text('not while paused')")
     page.click(f"{row} button:has-text('Resume')")
     page.wait_for_selector(f"{row} .s-paused", state="detached")
+
+
+def send(page: Page, **values: str) -> None:
+    """Fill in fields of the form that is open, and send it."""
+    for name, value in values.items():
+        page.fill(f"#in-{name}", value)
+    page.click(".fields button.go")
+
+
+def schedules_are_made_edited_and_deleted(visit: Visit) -> None:
+    page, row = visit.page, "tr[data-schedule='letters']"
+    at(visit, "#/schedules")
+    page.click("button:has-text('New schedule')")
+    page.wait_for_selector("#in-name:focus")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("button:has-text('New schedule'):focus")
+    page.keyboard.press("Enter")
+    page.fill("#in-when", "61 * * * *")
+    page.wait_for_selector("#preview:has-text('no cron line')")
+    page.fill("#in-when", "30 2 * * *")
+    page.fill("#in-timezone", "Asia/Kolkata")
+    page.wait_for_function("() => document.querySelectorAll('#preview li[title*=\"T21:00:00.000Z\"]').length === 9")
+    for name, problem in (("a b", "characters"), ("night", "already")):
+        check_refused(page, "#in-name", name, problem)
+        page.wait_for_selector("#in-name:focus")
+    page.fill("#in-name", "letters")
+    check_refused(page, "#in-task", "", "must be")
+    page.fill("#in-task", "to_uppercase")
+    page.fill("#in-payload", '{"n": 9007199254740993}')
+    page.fill("#in-options", '{"attempts": 0}')
+    page.focus("#preview summary")
+    page.keyboard.press("Tab")
+    page.wait_for_selector(".fields button.go:focus")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".fields [role=status]:has-text('attempts must be')")
+    send(page, options='{"attempts": 2}')
+    page.wait_for_selector(f"{row}:has-text('30 2 * * *'):has-text('Asia/Kolkata')")
+
+    page.click(f"{row} button:has-text('Edit')")
+    page.wait_for_selector("#in-task:focus")
+    assert page.is_disabled("#in-name") and page.input_value("#in-options") == '{"attempts":2}'
+    assert page.input_value("#in-payload") == ""  # the page can't show such a number as a number: left empty it stays
+    send(page, when="2h")
+    page.wait_for_selector("#in-timezone-said:has-text('goes with cron')")
+    page.fill("#in-timezone", "")
+    page.select_option("#in-overlap", "queue")
+    page.select_option("#in-missed", "all")
+    send(page, missed_max="5")
+    page.wait_for_selector(f"{row}:has-text('every 2h'):has-text('overlap: queue, missed: all')")
+    kept = page.evaluate("fetch('/api/schedules/letters').then((answer) => answer.json())")["schedule"]
+    assert (kept["missed_max"], kept["job"]["attempts"], kept["payload"]["preview"]) == (5, 2, {"n": "9007199254740993"})
+    assert kept["payload"]["inexact"] is True  # still the number
+
+    page.click(f"{row} button:has-text('Delete')")
+    page.wait_for_selector(".confirm button:has-text('Not now'):focus")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"{row} button:has-text('Delete'):focus")
+    page.keyboard.press("Enter")
+    page.click(".confirm button.danger")
+    page.wait_for_selector(row, state="detached")
+
+
+def waiting_jobs_are_changed_deleted_and_purged(visit: Visit) -> None:
+    page, number = visit.page, visit.facts["job"]
+    at(visit, f"#/jobs?queue=mail&job={number}")
+    page.wait_for_selector(".sheet .facts:has-text('Option unique key'):has-text('<i>key</i>'):has-text('Option timeout')")
+    page.click(".sheet button:has-text('Change')")
+    page.wait_for_selector("#in-priority:focus")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".sheet .fields", state="detached")
+    page.keyboard.press("Enter")  # on the button again
+    check_refused(page, "#in-priority", "11", "from 1")
+    page.fill("#in-priority", "2")
+    check_refused(page, "#in-queue", "a b", "characters")
+    send(page, queue="mail", run_at="2101-02-03T04:05:06", payload='{"n": 2}')
+    page.wait_for_selector(".sheet .said:has-text('Changed')")
+    page.wait_for_selector(".sheet .s-scheduled")
+    page.wait_for_selector(".sheet .priority:has-text('P2')")
+    page.wait_for_selector(".sheet pre:has-text('\"n\": 2')")
+    page.click(".sheet button:has-text('Change')")
+    assert page.input_value("#in-run_at") == "2101-02-03T04:05:06"
+    send(page, run_at="")
+    page.wait_for_selector(".sheet .s-queued")
+
+    page.click(".sheet button:has-text('Cancel job')")
+    page.click(".sheet button:has-text('Delete')")
+    page.click(".confirm button.danger")
+    page.wait_for_selector(".sheet", state="detached")
+    page.wait_for_selector(f"tr[data-job='{number}']", state="detached")
+
+    at(visit, "#/queues")
+    page.click("tr[data-queue='mail'] button:has-text('Explain')")
+    page.wait_for_selector(".explained:has-text('2 queued') [data-gate=no_worker]:has-text('a_task_that_nobody_has')")
+    page.click("tr[data-queue='mail'] button:has-text('Purge')")
+    page.wait_for_selector(".confirm:has-text('all 2 that wait here (2 queued, 0 scheduled)')")
+    page.click(".confirm button.danger")
+    page.wait_for_selector("tr[data-queue='mail']:has-text('2 jobs were cancelled.')")
+    page.wait_for_selector("tr[data-queue='mail'] button:has-text('Purge')", state="detached")
+
+
+def run_job(page: Page, task: str, **options: object) -> int:
+    """Submit a job and wait for its end; return its number."""
+    return page.evaluate("""async (job) => {
+        const ask = async (path, options) => (await fetch(path, options)).json();
+        const { id } = await ask('/api/submit', { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(job) });
+        while (['queued', 'running'].includes((await ask(`/api/jobs/${id}`)).job.state));
+        return id;
+    }""", {"task": task, **options})
+
+
+def events_are_listed_as_they_happen(visit: Visit) -> None:
+    page = visit.page
+    at(visit, "#/events?queue=seen")
+    page.wait_for_selector(".note:has-text('latest 200')")
+    run_job(page, "fibonacci", payload={"n": 1})
+    failed = run_job(page, "fibonacci", payload={"n": -1}, queue="seen", attempts=1)
+    page.wait_for_selector("[data-event=failed]:has-text('fibonacci'):has-text('on w1'):has-text('BadPayloadError')")
+    kinds = "[...document.querySelectorAll('[data-event]')].map((line) => line.dataset.event)"
+    assert page.evaluate(kinds) == ["failed", "started", "submitted"]  # newest first, of this queue alone
+
+    page.click("button:has-text('Pause')")
+    page.wait_for_selector(".note:has-text('Paused')")
+    run_job(page, "fibonacci", payload={"n": 1}, queue="seen")
+    assert page.evaluate(kinds) == ["failed", "started", "submitted"]
+    page.click("button:has-text('Go on')")
+    page.wait_for_selector("[data-event=completed]")
+    assert page.evaluate(kinds) == ["completed", "started", "submitted", "failed", "started", "submitted"]
+
+    show_or_hide = "(isHidden) => { Object.defineProperty(document, 'hidden', {value: isHidden, configurable: true}); document.dispatchEvent(new Event('visibilitychange')); }"
+    page.evaluate(show_or_hide, True)
+    page.wait_for_selector(".note:has-text('Connecting')")  # its stream is let go
+    run_job(page, "fibonacci", payload={"n": 1}, queue="seen")
+    page.evaluate(show_or_hide, False)
+    page.wait_for_function("() => document.querySelectorAll('[data-event=completed]').length === 2")
+    page.click("button:has-text('Pause')")
+    page.route("**/api/events/jobs?*", lambda route: route.continue_(url=re.sub("after=[^&]*", "after=another-start:1", route.request.url)))
+    page.click("button:has-text('Go on')")
+    page.wait_for_selector(".events li:has-text('were missed')")
+    page.unroute("**/api/events/jobs?*")
+
+    page.select_option("#filter", "what ended")
+    page.wait_for_url("**/#/events?queue=seen&kinds=completed*")
+    page.wait_for_selector("[data-event]", state="detached")
+    page.wait_for_selector(".note:has-text('latest 200')")
+    again = run_job(page, "fibonacci", payload={"n": -1}, queue="seen", attempts=1)
+    page.click(f"[data-event=failed] button:has-text('#{again}')")
+    page.wait_for_selector(f"#h-drawer:has-text('#{again}')")
+    assert again > failed and page.evaluate(kinds) == ["failed"]
 
 
 def hostile_text_stays_text_on_every_page(visit: Visit) -> None:
@@ -619,6 +773,11 @@ def hostile_text_stays_text_on_every_page(visit: Visit) -> None:
         page.wait_for_selector(row)
         assert visit.facts["text"] in page.text_content("main"), address
         assert page.locator(FOREIGN).count() == 0
+    at(visit, "#/events")
+    page.wait_for_selector(".note:has-text('latest 200')")
+    run_job(page, "evil_error", queue="not-paused", attempts=1)
+    page.wait_for_selector("[data-event=failed]:has-text('window.pwned=1')")
+    assert page.locator(FOREIGN).count() == 0
     at(visit, "#/jobs?task=" + quote(visit.facts["evil"]))
     page.wait_for_selector(".banner:has-text('task must')")
     assert page.input_value("#filter-task") == visit.facts["evil"]
@@ -626,36 +785,52 @@ def hostile_text_stays_text_on_every_page(visit: Visit) -> None:
     assert page.evaluate("[window.violated, window.pwned]") == [None, None]
 
 
-OTHER_PAGES = {"jobs": "tr[data-job]", "failures": "tr[data-group]", "queues": "tr[data-queue]", "schedules": "tr[data-schedule]"}
+OTHER_PAGES = {"jobs": "tr[data-job]", "failures": "tr[data-group]", "queues": "tr[data-queue]", "schedules": "tr[data-schedule]",
+               "events": "[data-event=completed]"}
+#: Buttons on them that open something.
+OPENS = {"queues": {"Pause": "#in-length", "Limit": "#in-jobs", "Explain": ".explained h3"},
+         "schedules": {"Pause": "#in-reason", "New schedule": "#in-name", "Delete": ".confirm"}}
+
+
+def open_with_all_it_can_show(visit: Visit, name: str) -> None:
+    """Open one of the other pages; on that of events something happens."""
+    at(visit, f"#/{name}")
+    if name == "events":
+        visit.page.wait_for_selector(".note:has-text('latest 200')")
+        run_job(visit.page, "fibonacci", payload={"n": 1}, queue="a-name-" * 9)
+    visit.page.wait_for_selector(OTHER_PAGES[name])
 
 
 def the_other_pages_fit_a_phone(visit: Visit) -> None:
     page = visit.page
-    for name, row in OTHER_PAGES.items():
-        at(visit, f"#/{name}")
-        page.wait_for_selector(row)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
-        page.set_viewport_size({"width": 320, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") <= 320, name
-        page.set_viewport_size({"width": 360, "height": 800})
-        out = page.evaluate("""() => [...document.querySelectorAll('main button, main input, main select, main a, main bdi')]
-            .filter((e) => e.checkVisibility() && !e.matches('.jobs td bdi') && e.getBoundingClientRect().right > 360).map((e) => e.outerHTML)""")
-        assert not out, (name, out)
+    for name in OTHER_PAGES:
+        open_with_all_it_can_show(visit, name)
+        for word in ["", *OPENS.get(name, ())]:
+            if word:
+                page.click(f"main button:has-text('{word}') >> nth=0")
+                page.wait_for_selector(OPENS[name][word])
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360, (name, word)
+            page.set_viewport_size({"width": 320, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 320, (name, word)
+            page.set_viewport_size({"width": 360, "height": 800})
+            out = page.evaluate("""() => [...document.querySelectorAll('main button, main input, main select, main a, main bdi')]
+                .filter((e) => e.checkVisibility() && !e.matches('.jobs td bdi') && e.getBoundingClientRect().right > 360).map((e) => e.outerHTML)""")
+            assert not out, (name, word, out)
 
 
 def the_other_pages_have_contrast_and_fit_a_window(visit: Visit) -> None:
     page = visit.page
-    for name, row in OTHER_PAGES.items():
-        at(visit, f"#/{name}")
-        page.wait_for_selector(row)
+    for name in OTHER_PAGES:
+        open_with_all_it_can_show(visit, name)
         assert page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]") == [1440, 900], name
         assert page.get_attribute(f"nav a[href='#/{name}']", "aria-current") == "page"
-        if name in ("queues", "schedules"):
-            page.click("button:has-text('Pause') >> nth=0")
-            page.wait_for_selector(".pause")
-        for theme in ("light", "dark"):
-            page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
-            check_contrast(page, f"{name}, {theme}", at_least=25)
+        for word in OPENS.get(name, [""]):
+            if word:
+                page.click(f"main button:has-text('{word}') >> nth=0")
+                page.wait_for_selector(OPENS[name][word])
+            for theme in ("light", "dark"):
+                page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
+                check_contrast(page, f"{name}, {theme}, {word}", at_least=25)
 
 
 WINDOWS = {the_other_pages_fit_a_phone: (360, 800), nothing_scrolls_sideways_on_a_phone: (360, 800)}
@@ -665,7 +840,8 @@ SCENARIOS: dict[str, Callable[[Visit], None]] = {scenario.__name__: scenario for
     the_broker_itself_is_watched, text_has_contrast_in_both_themes, the_keyboard_is_enough, wrong_input_is_told_at_its_field,
     without_a_worker_the_page_says_how_to_start_one, jobs_are_filtered_by_the_address, pages_of_jobs_go_back_in_time,
     many_jobs_are_cancelled_and_retried, jobs_are_searched_and_deleted, failures_are_grouped_and_one_is_tried_first, queues_are_paused_and_resumed, queues_are_limited,
-    schedules_are_paused_and_run, hostile_text_stays_text_on_every_page, the_other_pages_fit_a_phone,
+    schedules_are_paused_and_run, schedules_are_made_edited_and_deleted, waiting_jobs_are_changed_deleted_and_purged, events_are_listed_as_they_happen,
+    hostile_text_stays_text_on_every_page, the_other_pages_fit_a_phone,
     the_other_pages_have_contrast_and_fit_a_window)}
 
 

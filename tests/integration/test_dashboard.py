@@ -148,7 +148,8 @@ def with_one_worker(start_both: Callable[[], BrokerProcess]) -> BrokerProcess:
 
 
 @pytest.mark.parametrize("name", ["submit_from_the_form_and_watch_it", "results_are_exact", "a_copy_is_submitted", "the_keyboard_is_enough", "the_broker_itself_is_watched",
-                                  "wrong_input_is_told_at_its_field", "without_events_the_page_polls_and_comes_back"])
+                                  "wrong_input_is_told_at_its_field", "without_events_the_page_polls_and_comes_back",
+                                  "events_are_listed_as_they_happen"])
 def test_with_one_worker(scenarios: Scenarios, with_one_worker: object, name: str) -> None:
     scenarios.run(with_one_worker, name)
 
@@ -296,12 +297,13 @@ def test_failures_are_grouped_and_one_is_tried_first(scenarios: Scenarios, broke
     scenarios.run(broker, "failures_are_grouped_and_one_is_tried_first", {"flaky": flaky, "total": 6})
 
 
-def test_queues_are_paused_and_resumed(scenarios: Scenarios, broker: object, start_worker: object) -> None:
+def test_queues_and_what_waits_in_them_are_steered(scenarios: Scenarios, broker: object) -> None:
     for _ in range(2):
         submit(broker, "a_task_that_nobody_has", {}, queue="mail")
-    submit(broker, "fibonacci", {"n": 1})
+    job = submit(broker, "fibonacci", {"n": 1}, queue="mail", timeout=60, unique_key="<i>key</i>")
 
     scenarios.run(broker, "queues_are_paused_and_resumed")
+    scenarios.run(broker, "waiting_jobs_are_changed_deleted_and_purged", {"job": job})
 
 
 def test_queues_are_limited(scenarios: Scenarios, broker: object) -> None:
@@ -311,11 +313,12 @@ def test_queues_are_limited(scenarios: Scenarios, broker: object) -> None:
     scenarios.run(broker, "queues_are_limited")
 
 
-def test_schedules_are_paused_and_run(scenarios: Scenarios, broker: object) -> None:
+def test_schedules_are_steered(scenarios: Scenarios, broker: object) -> None:
     post(broker, "/api/schedules/night", {"job": {"task": "to_uppercase", "payload": {"data": "x"}}, "cron": "30 2 * * *"})
     post(broker, "/api/schedules/often", {"job": {"task": "fibonacci", "payload": {"n": 1}}, "every": "2h"})
 
     scenarios.run(broker, "schedules_are_paused_and_run")
+    scenarios.run(broker, "schedules_are_made_edited_and_deleted")
 
 
 @pytest.fixture(scope="module")

@@ -168,7 +168,7 @@ def test_the_next_runs_of_a_rule_are_told_before_anything_is_made(broker: Broker
     assert len(runs) == 10 and last - first == 9 * 7200 and abs(first - before - 7200) < 60
     nights = ask(broker, "GET", "/api/recurrence?cron=30+2+*+*+*&timezone=Asia/Kolkata").json["next_runs"]
     assert {at % 86400 for at in nights} == {21 * 3600}  # half past two there
-    assert ask(broker, "GET", "/api/recurrence?cron=0+0+29+2+MON").json["next_runs"]  # some of them: it is rare
+    assert len(ask(broker, "GET", "/api/recurrence?cron=0+0+29+2+*").json["next_runs"]) in (6, 7)  # twenty years, and the one behind
 
     for query, field in (("", "cron"), ("cron=61+*+*+*+*", "cron"), ("every=0s", "every"), ("every=1h&timezone=UTC", "timezone"),
                          ("cron=0+3+*+*+*&timezone=Mars", "timezone"), ("at=1", "at")):

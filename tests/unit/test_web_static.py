@@ -44,6 +44,15 @@ def test_every_import_is_a_file_beside_it() -> None:
             assert os.path.exists(os.path.normpath(os.path.join(STATIC_DIR, os.path.dirname(name), target))), f"{name} imports {target}"
 
 
+def test_what_is_imported_from_our_files_is_exported_there() -> None:
+    exported = {name: set(re.findall(r"^export (?:async )?(?:const|let|function) (\w+)", text, re.M)) for name, text in sources().items()}
+    for name, text in sources().items():
+        for names, target in re.findall(r"""^import \{([^}]*)\} from "\./(\w+\.js)";""", text, re.M):
+            wanted = {word.strip() for word in names.split(",")}
+            assert wanted <= exported[f"js/{target}"], f"{name}: {wanted - exported[f'js/{target}']} of {target}"
+            assert all(len(re.findall(rf"\b{word}\b", text)) > 1 for word in wanted), f"{name} imports from {target} what it does not use"
+
+
 def test_nothing_in_the_page_names_another_origin() -> None:
     for name, text in {**sources(), "index.html": read("index.html")}.items():
         urls = set(re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+[^\s\"'`)]*", text))

@@ -9,13 +9,13 @@ const IDS_A_REQUEST = 100;
 const MOST_TRIES = 10; // of one request that the broker had no room for
 const PAUSE_MS = 1000;
 
-const DO = { retry: "Retry", cancel: "Cancel", delete: "Delete", change: "Change" };
+export const DO = { retry: "Retry", cancel: "Cancel", delete: "Delete", change: "Change" };
 const DONE = { retry: "Retried", cancel: "Cancelled", delete: "Deleted", change: "Changed" };
 
 const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
 
 /** Asks, again after a while when the broker is busy. */
-async function patiently(ask) {
+export async function patiently(ask) {
   for (let tries = 1; ; tries += 1) {
     try {
       return await ask();
@@ -116,13 +116,13 @@ export function useBulk(onEnd) {
 export function BulkStatus({ bulk }) {
   const { now } = bulk;
   return html`<div class="bulk" role="status">${now.step !== "" && html`<p class="banner tone-wait">
-    ${now.step === "counting" && html`<span>Counting: ${count(now.found)} so far …</span><button type="button" onClick=${bulk.stop}>That is enough</button>`}
+    ${now.step === "counting" && html`<span>Counting: ${count(now.found)} so far …</span><button onClick=${bulk.stop}>That is enough</button>`}
     ${now.step === "asking" && html`<span>${question(now)}</span>
-      ${(now.total > 0 || !now.isAll) && html`<button type="button" class="go" onClick=${bulk.goOn}>${DO[now.verb]} ${now.isAll && now.isExact ? count(now.total) : "them"}</button>`}
-      <button type="button" onClick=${bulk.clear}>${now.total || !now.isAll ? "Not now" : "Close"}</button>`}
+      ${(now.total > 0 || !now.isAll) && html`<button class="go" onClick=${bulk.goOn}>${DO[now.verb]} ${now.isAll && now.isExact ? count(now.total) : "them"}</button>`}
+      <button onClick=${bulk.clear}>${now.total || !now.isAll ? "Not now" : "Close"}</button>`}
     ${now.step === "doing" && html`<progress max=${now.total} value=${now.done} aria-label="progress"></progress>
-      <span>${count(now.done)} of ${count(now.total)}</span><button type="button" onClick=${bulk.stop}>Stop</button>`}
-    ${now.step === "done" && html`<span>${outcome(now)}</span><button type="button" onClick=${bulk.clear}>Close</button>`}
+      <span>${count(now.done)} of ${count(now.total)}</span><button onClick=${bulk.stop}>Stop</button>`}
+    ${now.step === "done" && html`<span>${outcome(now)}</span><button onClick=${bulk.clear}>Close</button>`}
   </p>`}</div>`;
 }
 

@@ -1,17 +1,17 @@
 // The job drawer: everything about one job, live while it runs, and its buttons.
 
 import { useEffect, useRef, useState } from "../vendor/preact-hooks.js";
-import { useAnswer } from "./ask.js";
+import { ChangeForm } from "./change.js";
 import { CopyForm } from "./copy.js";
+import { Confirm } from "./form.js";
 import { clock, count, exact, length, share, shownBlock, visible } from "./format.js";
 import { api, post } from "./live.js";
 import { closeJob, openJob } from "./route.js";
-import { beat } from "./state.js";
-import { Icon, JobBadges, Priority, When, html } from "./ui.js";
+import { FINISHED, RETRYABLE, WAITING, beat } from "./state.js";
+import { Icon, JobBadges, Priority, Refused, When, html } from "./ui.js";
+import { WhyWaiting } from "./why.js";
 
-const RETRYABLE = ["failed", "cancelled", "expired"];
 const LINES = 1000; // the broker keeps no more either
-const FINISHED = ["completed", "failed", "cancelled", "expired"];
 
 /** The job {id, job?, refusal?}, asked for when opened and with all news until it is finished. */
 export function useJob(id) {
@@ -40,8 +40,8 @@ export function Drawer() {
   return html`<dialog class="drawer" ref=${dialog} aria-labelledby="h-drawer" onClose=${closeJob} onClick=${(e) => { if (e.target === dialog.current) closeJob(); }}>
     ${id !== null && html`<div class="sheet">
       <div class="head"><h2 id="h-drawer">Job #${id}${job ? html` <bdi class="mono">${job.task}</bdi>` : ""}</h2>
-        <button type="button" class="quiet" onClick=${closeJob} aria-label="Close"><${Icon} name="close" /></button></div>
-      ${refusal && html`<p class="banner tone-bad">${refusal.message}</p>`}
+        <button class="quiet" onClick=${closeJob} aria-label="Close"><${Icon} name="close" /></button></div>
+      <${Refused} refusal=${refusal} />
       ${job && html`<${Details} key=${id} job=${job} reopenJob=${forget} />`}
     </div>`}
   </dialog>`;
@@ -49,28 +49,31 @@ export function Drawer() {
 
 function Details({ job, reopenJob }) {
   const [said, setSaid] = useState("");
-  const cancel = async () => {
+  const [open, setOpen] = useState(""); // the form that is open
+  const shut = () => setOpen("");
+  const act = async (verb, tell) => {
+    shut();
     try {
-      const { outcome } = await post(`/api/jobs/${job.id}/cancel`);
-      setSaid(outcome === "requested" ? "The worker was asked to stop." : "Cancelled: it will never run.");
+      setSaid(tell(await post(`/api/jobs/${job.id}/${verb}`)));
     } catch (error) {
       setSaid(error.message);
     }
   };
-  const retry = async () => {
-    try {
-      await post(`/api/jobs/${job.id}/retry`);
-      setSaid("Queued again, behind the others of its priority.");
-      reopenJob();
-    } catch (error) {
-      setSaid(error.message);
-    }
-  };
+  const cancel = () => act("cancel", ({ outcome }) => (outcome === "requested" ? "The worker was asked to stop." : "Cancelled: it will never run."));
+  const remove = () => act("delete", () => { closeJob(); return ""; });
+  const retry = () => act("retry", () => {
+    reopenJob();
+    return "Queued again, behind the others of its priority.";
+  });
   return html`<div class="state"><${JobBadges} job=${job} /><${Priority} value=${job.priority} />
       <span class="grow"></span>
-      ${!FINISHED.includes(job.state) && html`<button type="button" class="danger" disabled=${job.cancel_requested} onClick=${cancel}>Cancel job</button>`}
-      ${RETRYABLE.includes(job.state) && html`<button type="button" onClick=${retry}>Retry job</button>`}</div>
+      ${WAITING.includes(job.state) && html`<button aria-expanded=${open === "change"} onClick=${() => setOpen("change")}>Change …</button>`}
+      ${!FINISHED.includes(job.state) && html`<button class="danger" disabled=${job.cancel_requested} onClick=${cancel}>Cancel job</button>`}
+      ${RETRYABLE.includes(job.state) && html`<button onClick=${retry}>Retry job</button>`}
+      ${FINISHED.includes(job.state) && html`<button class="danger" aria-expanded=${open === "delete"} onClick=${() => setOpen("delete")}>Delete …</button>`}</div>
     <p role="status" class="said">${said}</p>
+    ${open === "change" && html`<${ChangeForm} job=${job} onCancel=${shut} onDone=${() => { shut(); setSaid("Changed."); }} />`}
+    ${open === "delete" && html`<${Confirm} question="Delete it, with result, runs and log? Nothing brings it back." word="Delete" onYes=${remove} onNo=${shut} />`}
     <${WhyWaiting} job=${job} />
     ${job.state === "running" && gotTo(job) && html`<p class="progress"><progress max="1" value=${job.progress} aria-label="Progress"></progress> <bdi>${gotTo(job)}</bdi></p>`}
     <${Facts} job=${job} />
@@ -108,17 +111,6 @@ function Log({ job }) {
       html`<div key=${line.seq}><time title=${`attempt ${line.attempt}`}>${clock(line.at)}</time> ${visible(line.text)}</div>`)}</div>`;
 }
 
-/** All that holds it back: what, and what opens it. */
-function WhyWaiting({ job }) {
-  const isWaiting = job.state === "queued" || job.state === "scheduled";
-  const { answer } = useAnswer(isWaiting ? `/api/jobs/${job.id}/explain` : null);
-  if (!answer || !isWaiting) return null;
-  return html`<h3>Why it waits</h3><ol class="why">${answer.gates.map((gate) => html`<li key=${gate.code} data-gate=${gate.code}><bdi>${visible(gate.text)}</bdi>
-      <p class="muted">opens: <bdi>${visible(gate.opens)}</bdi>${gate.at ? html`, <${When} at=${gate.at} />` : ""}</p></li>`)}</ol>
-    ${answer.starts_at !== null && html`<p class="muted">It starts about <${When} at=${answer.starts_at} />${answer.ahead_exact ? "" : ", not before"}.</p>`}
-    ${!answer.gates.length && html`<p class="muted">Nothing holds it back.</p>`}`;
-}
-
 function Facts({ job }) {
   const ran = job.started_at && (job.finished_at || null);
   const keptFor = (job.options || {}).keep_for;
@@ -137,9 +129,13 @@ function Facts({ job }) {
     job.crashes > 0 && !job.finished_at && ["Suspect", "was lost before: a worker with threads runs it alone"],
     ["Requeued", `${count(job.requeues)} ${job.requeues === 1 ? "time" : "times"}`],
     ["Encoding", job.encoding],
+    ...Object.entries(job.options || {}).map(([name, value]) => [`Option ${name.replaceAll("_", " ")}`, html`<bdi>${optionText(name, value)}</bdi>`]),
   ].filter(Boolean);
   return html`<dl class="facts">${rows.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;
 }
+
+/** An option that the job was submitted with; numbers but `attempts` are seconds. */
+const optionText = (name, value) => (typeof value !== "number" ? visible(String(value)) : name === "attempts" ? count(value) : `${count(value)} s`);
 
 /** How the runs ended that did not complete the job. */
 function Runs({ job }) {

@@ -8,8 +8,8 @@ import { count, length, visible } from "./format.js";
 import { NameFilter } from "./jobs.js";
 import { post } from "./live.js";
 import { address, go, route, showJob } from "./route.js";
-import { stats } from "./state.js";
-import { Badge, Icon, When, html } from "./ui.js";
+import { knownTasks } from "./state.js";
+import { Badge, Icon, Refused, When, html } from "./ui.js";
 
 const EVERY_MS = 10000;
 const WORKERS_SHOWN = 2;
@@ -41,12 +41,12 @@ export function Failures() {
   return html`<section class="panel page" id="failures" aria-labelledby="h-failures">
     <div class="head"><h2 id="h-failures">Failures</h2>
       <form class="filters" onSubmit=${(event) => event.preventDefault()}>
-        <${NameFilter} name="task" value=${filters.task} known=${stats.value ? stats.value.tasks.map((entry) => entry.task) : []} set=${set} />
+        <${NameFilter} name="task" value=${filters.task} known=${knownTasks()} set=${set} />
         <${NameFilter} name="queue" value=${filters.queue} known=${["default"]} set=${set} /></form>
-      <span class="pager"><button type="button" disabled=${!before} onClick=${() => set({})}>Newest</button>
-        <button type="button" disabled=${!page.answer || !page.answer.next} onClick=${() => set({ before: page.answer.next })}>Older</button></span></div>
+      <span class="pager"><button disabled=${!before} onClick=${() => set({})}>Newest</button>
+        <button disabled=${!page.answer || !page.answer.next} onClick=${() => set({ before: page.answer.next })}>Older</button></span></div>
     <p class="note muted" id="scanned">${page.answer ? range(page.answer, before) : "Looking at failed jobs …"}</p>
-    ${page.refusal && html`<p class="banner tone-bad">${page.refusal.message}</p>`}
+    <${Refused} refusal=${page.refusal} />
     <${BulkStatus} bulk=${bulk} />
     ${firsts.map((first) => html`<${First} key=${first.turn} first=${first} bulk=${bulk} onEnd=${page.again} close=${() => setFirsts((old) => old.filter((other) => other !== first))} />`)}
     <div class="rows" tabindex="0" role="group" aria-labelledby="h-failures">
@@ -71,13 +71,13 @@ function Group({ group, line, bulk, tryFirst }) {
   return html`<tr data-group=${group.fingerprint}>
     <td class="wide"><p><b><bdi>${visible(group.error) || "no error name"}</bdi></b>${group.place && html` <span class="muted">@ <bdi class="mono">${visible(group.place)}</bdi></span>`}</p>
       <p class="cut tone-text-bad"><bdi title=${visible(group.message)}>${visible(group.message)}</bdi></p>
-      <p class="muted cut">task <bdi class="mono">${group.task}</bdi>, newest <button type="button" class="link" onClick=${() => showJob(group.newest)}>#${group.newest}</button></p></td>
+      <p class="muted cut">task <bdi class="mono">${group.task}</bdi>, newest <button class="link" onClick=${() => showJob(group.newest)}>#${group.newest}</button></p></td>
     <td data-label="Jobs" class="num"><a href=${address("jobs", { q: line })} title="these jobs">${count(group.count)}</a></td>
     <td data-label="First"><${When} at=${group.first_at} /></td>
     <td data-label="Last"><${When} at=${group.last_at} /></td>
     <td data-label="Workers" class="cut">${group.workers.slice(0, WORKERS_SHOWN).map((name, i) => html`${i ? ", " : ""}<bdi>${name}</bdi>`)}${hidden > 0 ? ` and ${count(hidden)} more` : ""}${group.workers_total === 1 && group.count > 1 ? " only" : ""}</td>
-    <td class="do"><button type="button" disabled=${bulk.isBusy} onClick=${() => tryFirst(group)}>Retry one first</button>
-      <button type="button" disabled=${bulk.isBusy} onClick=${() => bulk.runAll("retry", line, group.count)}>Retry ${group.count === 1 ? "it" : `all ${count(group.count)}`}</button></td>
+    <td class="do"><button disabled=${bulk.isBusy} onClick=${() => tryFirst(group)}>Retry one first</button>
+      <button disabled=${bulk.isBusy} onClick=${() => bulk.runAll("retry", line, group.count)}>Retry ${group.count === 1 ? "it" : `all ${count(group.count)}`}</button></td>
   </tr>`;
 }
 
@@ -88,11 +88,11 @@ function First({ first, bulk, onEnd, close }) {
   const isBad = job && (job.state === "failed" || (job.state === "scheduled" && job.failures > 0));
   useEffect(() => { if (isGood || isBad) onEnd(); }, [isGood, isBad]); // the groups counted it while it ran
   return html`<div class="first banner ${isGood ? "tone-ok" : isBad || first.refusal ? "tone-bad" : "tone-wait"}" role="status" data-first=${first.id}>
-    <span>Tried first: <button type="button" class="link" onClick=${() => showJob(first.id)}><bdi>${first.task}</bdi> #${first.id}</button></span>
+    <span>Tried first: <button class="link" onClick=${() => showJob(first.id)}><bdi>${first.task}</bdi> #${first.id}</button></span>
     ${job && html`<${Badge} state=${job.state} />`}
     <span class="grow">${first.refusal || (refusal && refusal.message) || (job && became(job, isGood, isBad))}</span>
-    ${first.others > 0 && html`<button type="button" class=${isGood ? "go" : ""} disabled=${bulk.isBusy} onClick=${() => { bulk.runAll("retry", first.line, first.others); close(); }}>Retry the other ${count(first.others)}</button>`}
-    <button type="button" class="quiet" onClick=${close} aria-label="Close"><${Icon} name="close" /></button>
+    ${first.others > 0 && html`<button class=${isGood ? "go" : ""} disabled=${bulk.isBusy} onClick=${() => { bulk.runAll("retry", first.line, first.others); close(); }}>Retry the other ${count(first.others)}</button>`}
+    <button class="quiet" onClick=${close} aria-label="Close"><${Icon} name="close" /></button>
   </div>`;
 }
 

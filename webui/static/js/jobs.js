@@ -2,23 +2,19 @@
 
 import { useEffect, useState } from "../vendor/preact-hooks.js";
 import { useAnswer } from "./ask.js";
-import { BulkStatus, useBulk } from "./bulk.js";
+import { BulkStatus, DO, useBulk } from "./bulk.js";
 import { ChangeAll } from "./change_all.js";
 import { count } from "./format.js";
 import { api } from "./live.js";
-import { JobTable, STATES } from "./log.js";
+import { JobTable } from "./log.js";
 import { go, route } from "./route.js";
-import { stats, workers } from "./state.js";
-import { html } from "./ui.js";
+import { FINISHED, RETRYABLE, STATES, WAITING, knownTasks, workers } from "./state.js";
+import { Refused, html } from "./ui.js";
 
 const LIMIT = 50;
 const MOST_ASKED = 10; // requests for one page: each looks for 0.1 s
 const FILTERS = ["state", "queue", "task", "worker", "q"];
-const RETRYABLE = ["failed", "cancelled", "expired"];
-const WAITING = ["scheduled", "queued"];
-const FINISHED = ["completed", ...RETRYABLE];
-const ACTIONS = { retry: RETRYABLE, cancel: STATES.filter((state) => !FINISHED.includes(state)), delete: FINISHED };
-const WORDS = { retry: "Retry", cancel: "Cancel", delete: "Delete" };
+const ACTIONS = { retry: RETRYABLE, cancel: [...WAITING, "running"], delete: FINISHED };
 const quoted = (text) => `"${text.replace(/["\\]/g, "\\$&")}"`;
 
 const filtersOf = (params) => Object.fromEntries(FILTERS.map((name) => [name, params[name] || ""]));
@@ -60,11 +56,11 @@ export function Jobs() {
   });
   return html`<section class="panel page" id="jobs" aria-labelledby="h-jobs">
     <div class="head"><h2 id="h-jobs">Jobs</h2><${Filters} filters=${filters} set=${set} />
-      <span class="pager"><button type="button" id="newest" disabled=${!before} onClick=${() => set({})}>Newest</button>
-        <button type="button" id="older" disabled=${!page.answer || !page.answer.next} onClick=${() => set({ before: page.answer.next })}>Older</button></span></div>
+      <span class="pager"><button id="newest" disabled=${!before} onClick=${() => set({})}>Newest</button>
+        <button id="older" disabled=${!page.answer || !page.answer.next} onClick=${() => set({ before: page.answer.next })}>Older</button></span></div>
     <${Actions} chosen=${chosen} filters=${filters} bulk=${bulk} />
     <${BulkStatus} bulk=${bulk} />
-    ${page.refusal && html`<p class="banner tone-bad">${page.refusal.message}</p>`}
+    <${Refused} refusal=${page.refusal} />
     <div class="rows" tabindex="0" role="group" aria-labelledby="h-jobs">
       <${JobTable} jobs=${jobs} isFull chosen=${chosen} toggle=${toggle} />
       ${page.answer && page.answer.next && jobs.length < LIMIT && html`<p class="empty">${jobs.length ? "No more" : "None"} among the jobs down to #${page.answer.next}; older ones were not looked at yet.</p>`}
@@ -75,7 +71,7 @@ export function Jobs() {
 
 function Filters({ filters, set }) {
   const names = {
-    queue: ["default"], task: stats.value ? stats.value.tasks.map((entry) => entry.task) : [], worker: workers.value.map((worker) => worker.name),
+    queue: ["default"], task: knownTasks(), worker: workers.value.map((worker) => worker.name),
   };
   return html`<form class="filters" onSubmit=${(event) => event.preventDefault()}>
     <select id="filter" aria-label="Status" value=${filters.state} onChange=${(e) => set({ state: e.target.value })}>
@@ -98,13 +94,13 @@ function Actions({ chosen, filters, bulk }) {
   const ids = [...chosen];
   return html`<div class="actions">
     <span class="muted" role="status">${ids.length ? `${count(ids.length)} selected, the list stands still` : "none selected"}</span>
-    <button type="button" id="retry-chosen" disabled=${!ids.length || bulk.isBusy} onClick=${() => bulk.run("retry", ids)}>Retry selected</button>
-    <button type="button" id="cancel-chosen" class="danger" disabled=${!ids.length || bulk.isBusy} onClick=${() => bulk.run("cancel", ids)}>Cancel selected</button>
-    <button type="button" id="delete-chosen" class="danger" disabled=${!ids.length || bulk.isBusy} onClick=${() => bulk.ask("delete", ids)}>Delete selected …</button>
+    <button id="retry-chosen" disabled=${!ids.length || bulk.isBusy} onClick=${() => bulk.run("retry", ids)}>Retry selected</button>
+    <button id="cancel-chosen" class="danger" disabled=${!ids.length || bulk.isBusy} onClick=${() => bulk.run("cancel", ids)}>Cancel selected</button>
+    <button id="delete-chosen" class="danger" disabled=${!ids.length || bulk.isBusy} onClick=${() => bulk.ask("delete", ids)}>Delete selected …</button>
     <span class="grow"></span>
     ${Object.keys(ACTIONS).filter((verb) => !filters.state || ACTIONS[verb].includes(filters.state)).map((verb) =>
-      html`<button type="button" key=${verb} id="${verb}-all" class=${verb === "retry" ? "" : "danger"} disabled=${bulk.isBusy}
-        onClick=${() => bulk.prepare(verb, lineOf(filters))}>${WORDS[verb]} all that match …</button>`)}
+      html`<button key=${verb} id="${verb}-all" class=${verb === "retry" ? "" : "danger"} disabled=${bulk.isBusy}
+        onClick=${() => bulk.prepare(verb, lineOf(filters))}>${DO[verb]} all that match …</button>`)}
     ${(!filters.state || WAITING.includes(filters.state)) && html`<${ChangeAll} isOff=${bulk.isBusy} onChange=${(changes) => bulk.prepare("change", lineOf(filters), changes)} />`}
   </div>`;
 }

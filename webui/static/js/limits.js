@@ -1,6 +1,6 @@
 // How much may wait in a queue, how full it is, and the form that limits it.
 
-import { useLayoutEffect, useRef, useState } from "../vendor/preact-hooks.js";
+import { Form, numberOf } from "./form.js";
 import { bytes, count, visible } from "./format.js";
 import { address } from "./route.js";
 import { stats } from "./state.js";
@@ -21,21 +21,16 @@ export function Limited({ limit }) {
 
 /** Asks for a limit, or for its end: onLimit(body of /api/limit without the queue), onRemove(). */
 export function LimitForm({ name, limit, onLimit, onRemove, onCancel }) {
-  const [fields, setFields] = useState(() => ({ jobs: limit?.jobs ?? "", mib: limit?.bytes ? limit.bytes / MIB : "", urgent: limit?.urgent ?? "", extra: limit?.extra ?? 10, reason: limit?.reason ?? "" }));
-  const first = useRef(null);
-  useLayoutEffect(() => first.current.focus(), []); // before the next key comes
-  const said = (key) => (event) => setFields({ ...fields, [key]: event.target.value });
-  const submit = (event) => {
-    event.preventDefault();
-    const { jobs, mib, urgent, extra, reason } = fields;
-    onLimit({ ...(jobs && { jobs: Number(jobs) }), ...(mib && { bytes: Math.round(Number(mib) * MIB) }), ...(urgent && { urgent: Number(urgent) }), extra: Number(extra), reason: reason.trim() });
-  };
-  const number = (key, label, more) => html`<label class="short">${label} <input type="number" name=${key} min="1" value=${fields[key]} onInput=${said(key)} ...${more} aria-label="${label} of ${name}" /></label>`;
-  return html`<form class="pause" data-limit onSubmit=${submit} onKeyDown=${(event) => { if (event.key === "Escape") onCancel(); }}>
-    ${number("jobs", "Jobs that may wait", { ref: first })}${number("mib", "MiB of payloads", { step: "any", min: "0" })}
-    ${number("urgent", "Urgent up to priority", { max: "10", placeholder: "none" })}${number("extra", "by per cent", { max: "1000", required: true })}
-    <label>Why? <input type="text" class="reason" maxlength="256" placeholder="shown to everybody" value=${fields.reason} onInput=${said("reason")} /></label>
-    <button type="submit" class="go">Limit</button>${limit && html`<button type="button" onClick=${onRemove}>Remove limit</button>`}<button type="button" onClick=${onCancel}>Not now</button></form>`;
+  const fields = () => [
+    { name: "jobs", label: "Jobs that may wait", kind: "number" }, { name: "mib", label: "MiB of payloads", kind: "number", also: ["bytes"] },
+    { name: "urgent", label: "Urgent up to priority; empty: none", kind: "number" }, { name: "extra", label: "by per cent", kind: "number" },
+    { name: "reason", label: "Why? It is shown to everybody" },
+  ];
+  const first = { jobs: limit?.jobs ?? "", mib: limit?.bytes ? limit.bytes / MIB : "", urgent: limit?.urgent ?? "", extra: limit?.extra ?? 10, reason: limit?.reason ?? "" };
+  const send = ({ jobs, mib, urgent, extra, reason }) => onLimit({
+    ...(jobs && { jobs: Number(jobs) }), ...(mib && { bytes: Math.round(Number(mib) * MIB) }), ...(urgent && { urgent: Number(urgent) }), extra: numberOf(extra), reason: reason.trim(),
+  });
+  return html`<${Form} label="Limit ${name}" fields=${fields} first=${first} word="Limit" send=${send} onCancel=${onCancel} more=${() => limit && html`<p class="whole"><button onClick=${onRemove}>Remove limit</button></p>`} />`;
 }
 
 /** Which queues are full, on every page. */

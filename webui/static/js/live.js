@@ -1,6 +1,6 @@
 // Keeps the page's state fresh: pushed events while they work, polling while they do not, and back again by itself.
 
-import { link, security, takeOverview } from "./state.js";
+import { isHidden, link, security, takeOverview } from "./state.js";
 
 const POLL_MS = 2000;
 const SILENCE_MS = 15000; // the broker says something each 5 s; after so much silence the stream is dead
@@ -31,7 +31,11 @@ export const post = (path, text = "{}") =>
 export function startLive() {
   open();
   setInterval(watchSilence, 1000);
-  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  document.addEventListener("visibilitychange", () => {
+    isHidden.value = document.hidden;
+    if (document.hidden) close();
+    else open();
+  });
 }
 
 function open() {

@@ -4,10 +4,9 @@ import { useEffect, useState } from "../vendor/preact-hooks.js";
 import { useAnswer } from "./ask.js";
 import { length, shownLine, visible } from "./format.js";
 import { address, showJob } from "./route.js";
-import { flashed, jobs, now, stateFilter, stats } from "./state.js";
+import { STATES, flashed, jobs, now, stateFilter, stats } from "./state.js";
 import { JobBadges, Priority, When, html } from "./ui.js";
 
-export const STATES = ["scheduled", "queued", "running", "completed", "failed", "cancelled", "expired"];
 const LIMIT = 50;
 
 function matches(job, text) {
@@ -37,8 +36,8 @@ export function JobLog() {
       <select id="log-state" aria-label="Status" value=${state} onChange=${(e) => { stateFilter.value = e.target.value; }}>
         <option value="">all statuses</option>${STATES.map((name) => html`<option value=${name}>${name}</option>`)}</select>
       <span class="pager">
-        <button type="button" disabled=${!trail.length} onClick=${() => setTrail(trail.slice(0, -1))}>Newer</button>
-        <button type="button" disabled=${!page || !page.next} onClick=${() => setTrail([...trail, page.next])}>Older</button>
+        <button disabled=${!trail.length} onClick=${() => setTrail(trail.slice(0, -1))}>Newer</button>
+        <button disabled=${!page || !page.next} onClick=${() => setTrail([...trail, page.next])}>Older</button>
       </span>
     </div>
     <div class="rows" tabindex="0" role="group" aria-labelledby="h-log">
@@ -60,18 +59,20 @@ export function JobTable({ jobs: rows, isFull = false, chosen, toggle }) {
   </table>`;
 }
 
+const cell = (name, inside) => html`<td role="cell" class="c-${name}">${inside}</td>`;
+
 function Row({ job, isFull, isChosen, toggle }) {
   const open = () => showJob(job.id);
   return html`<tr role="row" class=${job.id === flashed.value ? "flash" : ""} onClick=${open} data-job=${job.id}>
     ${isFull && html`<td role="cell" class="c-check" onClick=${(e) => e.stopPropagation()}><input type="checkbox" aria-label="Select job ${job.id}" checked=${isChosen} onChange=${() => toggle([job.id], !isChosen)} /></td>`}
-    <td role="cell" class="c-id"><button type="button" class="link" onClick=${(e) => { e.stopPropagation(); open(); }} aria-label="Open job ${job.id}">#${job.id}</button></td>
-    <td role="cell" class="c-task"><bdi title=${job.task}>${job.task}</bdi></td>
-    ${isFull && html`<td role="cell" class="c-queue"><bdi title=${job.queue}>${job.queue}</bdi></td>`}
-    <td role="cell" class="c-priority"><${Priority} value=${job.priority} /></td>
-    <td role="cell" class="c-status"><${JobBadges} job=${job} /></td>
-    <td role="cell" class="c-worker">${job.worker ? html`<bdi title=${job.worker}>${job.worker}</bdi>` : html`<span class="muted">–</span>`}</td>
-    <td role="cell" class="c-result"><${Result} job=${job} /></td>
-    <td role="cell" class="c-when"><${When} at=${job.finished_at || job.started_at || job.submitted_at} /></td>
+    <td role="cell" class="c-id"><button class="link" onClick=${(e) => { e.stopPropagation(); open(); }} aria-label="Open job ${job.id}">#${job.id}</button></td>
+    ${cell("task", html`<bdi title=${job.task}>${job.task}</bdi>`)}
+    ${isFull && cell("queue", html`<bdi title=${job.queue}>${job.queue}</bdi>`)}
+    ${cell("priority", html`<${Priority} value=${job.priority} />`)}
+    ${cell("status", html`<${JobBadges} job=${job} />`)}
+    ${cell("worker", job.worker ? html`<bdi title=${job.worker}>${job.worker}</bdi>` : html`<span class="muted">–</span>`)}
+    ${cell("result", html`<${Result} job=${job} />`)}
+    ${cell("when", html`<${When} at=${job.finished_at || job.started_at || job.submitted_at} />`)}
   </tr>`;
 }
 

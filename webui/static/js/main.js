@@ -3,6 +3,7 @@
 import { useEffect, useLayoutEffect, useRef, useState } from "../vendor/preact-hooks.js";
 import { render } from "../vendor/preact.js";
 import { Drawer } from "./drawer.js";
+import { Events } from "./events.js";
 import { Failures } from "./failures.js";
 import { Jobs } from "./jobs.js";
 import { startLive } from "./live.js";
@@ -64,7 +65,7 @@ const Overview = () => html`<${Cards} />
   <div class="lower"><${JobLog} /><${SubmitForm} /></div>
   <${Vitals} />`;
 
-const VIEWS = { overview: Overview, jobs: Jobs, failures: Failures, queues: Queues, schedules: Schedules };
+const VIEWS = { overview: Overview, jobs: Jobs, failures: Failures, queues: Queues, schedules: Schedules, events: Events };
 
 function Page() {
   const [, draw] = useState(0);

@@ -4,7 +4,7 @@ import { count, day, length, share } from "./format.js";
 import { FullBanner } from "./limits.js";
 import { PausedBanner } from "./queues.js";
 import { PAGES, address, route, showJob } from "./route.js";
-import { jobs, link, now, security, stateFilter, stats, workers, workersTotal } from "./state.js";
+import { STATES, jobs, link, now, security, stateFilter, stats, workers, workersTotal } from "./state.js";
 import { Badge, Icon, When, html, workerCommand } from "./ui.js";
 
 const WARN_DAYS = 14;
@@ -26,7 +26,7 @@ export function Header({ onTheme }) {
     <span class="grow"></span>
     <${TlsBadge} />
     <span class="pill tone-${tone}" id="link" title="how this page gets its news"><span class="dot"></span>${word}</span>
-    <button class="quiet" type="button" onClick=${onTheme} title="light or dark (t)" aria-label="Switch between light and dark"><${Icon} name="theme" /></button>
+    <button class="quiet" onClick=${onTheme} title="light or dark (t)" aria-label="Switch between light and dark"><${Icon} name="theme" /></button>
   </header>`;
 }
 
@@ -74,7 +74,7 @@ export function Cards() {
     const inside = html`<span class="label"><${Icon} name=${icon} />${label}</span><span class="figure" id="card-${key}">${count(figures[key])}</span>`;
     const tone = `card c-${key} ${figures[key] > 0 ? "some" : ""}`;
     return filter === null ? html`<div class=${tone}>${inside}</div>`
-      : html`<button type="button" class=${tone} title=${filter ? `show ${filter} jobs` : "show all jobs"} onClick=${() => { stateFilter.value = filter; }}>${inside}</button>`;
+      : html`<button class=${tone} title=${filter ? `show ${filter} jobs` : "show all jobs"} onClick=${() => { stateFilter.value = filter; }}>${inside}</button>`;
   })}</section>`;
 }
 
@@ -88,13 +88,11 @@ function Bars({ caption, heads, rows, empty, wide }) {
     <thead class="sr"><tr>${heads.map((head) => html`<th scope="col">${head}</th>`)}</tr></thead>
     <tbody>${rows.map((row) => html`<tr key=${row.key}>
       <th scope="row" title=${row.key}>${row.head}</th>
-      <td><span aria-hidden="true" class="bar ${row.value ? "" : "none"} b-${row.tone}" style=${{ width: `${(100 * row.value) / most}%` }}></span></td>
+      <td><span aria-hidden="true" class="bar ${row.value ? "" : "none"} s-${row.tone}" style=${{ width: `${(100 * row.value) / most}%` }}></span></td>
       <td class="number">${count(row.value)}</td>
       <td class="number muted">${row.apart ? "" : share(row.value, whole)}</td>
     </tr>`)}</tbody></table>`;
 }
-
-const STATES = ["queued", "scheduled", "running", "completed", "failed", "cancelled", "expired"];
 
 export function StatusChart() {
   const figures = stats.value;
@@ -106,7 +104,7 @@ export function StatusChart() {
 
 export function TaskChart() {
   const tasks = stats.value ? stats.value.tasks : [];
-  const rows = tasks.slice(0, TASKS_SHOWN).map((task) => ({ key: task.task, head: html`<bdi class="mono">${task.task}</bdi>`, value: task.total, tone: "accent" }));
+  const rows = tasks.slice(0, TASKS_SHOWN).map((task) => ({ key: task.task, head: html`<bdi class="mono">${task.task}</bdi>`, value: task.total, tone: "completed" }));
   const others = tasks.slice(TASKS_SHOWN).reduce((sum, task) => sum + task.total, 0);
   if (others) rows.push({ key: "others", head: `${tasks.length - TASKS_SHOWN} ${tasks.length - TASKS_SHOWN === 1 ? "other" : "others"}`, value: others, tone: "cancelled" });
   return html`<section class="panel" id="task-chart" aria-labelledby="h-tasks"><h2 id="h-tasks">Task distribution</h2>
@@ -128,7 +126,7 @@ function Worker({ worker }) {
   const [job] = worker.jobs;
   return html`<li>
     <span class="who"><bdi class="name" title="${worker.address} · ${worker.software || ""}">${worker.name}</bdi><${Badge} state=${worker.status} /></span>
-    <span class="what muted"><span class="doing">${job ? html`<button type="button" class="link" onClick=${() => showJob(job.id)}><bdi>${job.task}</bdi> #${job.id}</button>
+    <span class="what muted"><span class="doing">${job ? html`<button class="link" onClick=${() => showJob(job.id)}><bdi>${job.task}</bdi> #${job.id}</button>
       ${` ${length(now.value - job.started_at)}`}${worker.running > 1 ? ` +${worker.running - 1}` : ""}` : `${count(worker.done)} done${worker.failed ? `, ${count(worker.failed)} failed` : ""}`}</span>
       <span class="heartbeat" title="last heartbeat"><span aria-hidden="true">♥ </span><span class="sr">last heartbeat </span><${When} at=${worker.last_seen_at} /></span></span>
   </li>`;

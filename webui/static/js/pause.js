@@ -1,6 +1,6 @@
 // What is paused, in words, and the form that asks why before something is.
 
-import { useLayoutEffect, useRef, useState } from "../vendor/preact-hooks.js";
+import { Form } from "./form.js";
 import { visible } from "./format.js";
 import { Icon, When, html } from "./ui.js";
 
@@ -12,16 +12,7 @@ export const Paused = ({ pause }) => html`<p class="tone-text-warn"><span class=
 
 /** Asks for the reason and, `hasLength`, for how long: onPause({reason, for?}). */
 export function PauseForm({ name, hasLength = false, onPause, onCancel }) {
-  const [reason, setReason] = useState("");
-  const [seconds, setSeconds] = useState("");
-  const first = useRef(null);
-  useLayoutEffect(() => first.current.focus(), []); // before the next key comes
-  const submit = (event) => {
-    event.preventDefault();
-    onPause({ reason: reason.trim(), ...(seconds && { for: Number(seconds) }) });
-  };
-  return html`<form class="pause" onSubmit=${submit} onKeyDown=${(event) => { if (event.key === "Escape") onCancel(); }}>
-    <label>Why? <input type="text" class="reason" maxlength="256" placeholder="shown to everybody" aria-label="Reason to pause ${name}" ref=${first} value=${reason} onInput=${(e) => setReason(e.target.value)} /></label>
-    ${hasLength && html`<select aria-label="How long" value=${seconds} onChange=${(e) => setSeconds(e.target.value)}>${LENGTHS.map(([value, text]) => html`<option value=${value}>${text}</option>`)}</select>`}
-    <button type="submit" class="go">Pause</button><button type="button" onClick=${onCancel}>Not now</button></form>`;
+  const fields = () => [{ name: "reason", label: "Why? It is shown to everybody" }, ...(hasLength ? [{ name: "length", label: "How long?", kind: LENGTHS, also: ["for"] }] : [])];
+  const send = ({ reason, length }) => onPause({ reason: reason.trim(), ...(length && { for: Number(length) }) });
+  return html`<${Form} label="Pause ${name}" fields=${fields} first=${{ reason: "", length: "" }} word="Pause" send=${send} onCancel=${onCancel} />`;
 }

@@ -2,7 +2,7 @@
 
 import { signal } from "./signal.js";
 
-export const PAGES = ["overview", "jobs", "failures", "queues", "schedules"];
+export const PAGES = ["overview", "jobs", "failures", "queues", "schedules", "events"];
 
 function read() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?", 2);

@@ -5,20 +5,26 @@ import { h } from "../vendor/preact.js";
 import { ago, exact } from "./format.js";
 import { now } from "./state.js";
 
-export const html = htm.bind(h);
+/** Elements from a template; a button sends no form unless it says so. */
+export const html = htm.bind((type, props, ...children) => h(type, type === "button" ? { type, ...props } : props, ...children));
 
+/** What the API refused, if it did: {message}. */
+export const Refused = ({ refusal }) => refusal && html`<p class="banner tone-bad">${refusal.message}</p>`;
+
+const CROSS = "M4 4l8 8M12 4l-8 8";
+const PLAY = "M5 3.2v9.6L12.5 8z";
 const ICONS = {
   queued: "M4 2.5h8M4 13.5h8M5 2.5v2L8 8l3-3.5v-2M5 13.5v-2L8 8l3 3.5v2",
   scheduled: "M8 1.75a6.25 6.25 0 1 0 0 12.5a6.25 6.25 0 0 0 0-12.5M8 4.5V8l2.5 1.5",
-  running: "M5 3.2v9.6L12.5 8z",
+  running: PLAY,
   completed: "M3 8.5l3.3 3.3L13 4.7",
-  failed: "M4 4l8 8M12 4l-8 8",
+  failed: CROSS,
   expired: "M8 1.75a6.25 6.25 0 1 0 0 12.5a6.25 6.25 0 0 0 0-12.5M8 4.5v3.7l2.4 1.5",
   cancelled: "M8 1.75a6.25 6.25 0 1 0 0 12.5a6.25 6.25 0 0 0 0-12.5M3.6 12.4l8.8-8.8",
   requeued: "M13 8a5 5 0 1 1-1.6-3.7M13 2v3h-3",
   idle: "M8 4a4 4 0 1 0 0 8a4 4 0 0 0 0-8",
-  busy: "M5 3.2v9.6L12.5 8z",
-  lost: "M4 4l8 8M12 4l-8 8",
+  busy: PLAY,
+  lost: CROSS,
   queue: "M2.5 4h11M2.5 8h11M2.5 12h7",
   workers: "M8 7.5a2.75 2.75 0 1 0 0-5.5a2.75 2.75 0 0 0 0 5.5M2.5 14c.5-3 2.7-4.5 5.5-4.5s5 1.5 5.5 4.5",
   total: "M3 13V7M6.33 13V3M9.67 13V9M13 13V5",
@@ -26,16 +32,16 @@ const ICONS = {
   unlock: "M4 7.5h8v6H4zM5.5 7.5V5a2.5 2.5 0 0 1 4.8-1",
   warn: "M8 2.5L14.2 13.5H1.8zM8 6.5v3M8 11.6v.2",
   theme: "M8 1.75a6.25 6.25 0 1 0 0 12.5zM8 1.75a6.25 6.25 0 0 1 0 12.5",
-  close: "M4 4l8 8M12 4l-8 8",
+  close: CROSS,
   paused: "M5.5 3.5v9M10.5 3.5v9",
 };
 
 /** An icon; decoration only, a word always stands beside it. */
 export const Icon = ({ name }) => html`<svg class="icon" viewBox="0 0 16 16" aria-hidden="true"><path d=${ICONS[name]} /></svg>`;
 
-/** Icon, word and colour of a state. The classes are a closed list: a state is data. */
-export function Badge({ state }) {
-  const known = state in ICONS ? state : "cancelled";
+/** Icon, word and colour of a state, or those that another word `look`s like. The classes are a closed list: a state is data. */
+export function Badge({ state, look = state }) {
+  const known = look in ICONS ? look : "cancelled";
   return html`<span class="badge s-${known}"><${Icon} name=${known} />${state}</span>`;
 }
 

@@ -13,11 +13,11 @@ function vitals({ hub, store, memory, process, door, settles, requeued_by: reaso
   const lost = (reasons.lost || 0) + (reasons.expired || 0) + (reasons.crash || 0);
   const hits = memory.granted - memory.granted_after_refill;
   return [
-    ["lag", "Hub lag", milliseconds(hub.lag_p99_ms), `99 % of the last minute's timers came at most so late; the worst since the start: ${milliseconds(hub.max_lag_ms)}`, hub.lag_p99_ms > SLOW_HUB_MS],
-    ["commit", "Commit", milliseconds(store.commit_p99_ms), `99 % of the last minute's COMMITs took at most so long, half of them ${milliseconds(store.commit_p50_ms)}; the worst since the start: ${milliseconds(store.commit_max_ms)}`, store.commit_p99_ms > SLOW_COMMIT_MS],
-    ["batch", "Rows a commit", count(store.batch_rows_p50), `half of the last minute's COMMITs had at most so many rows; ${count(store.commits)} COMMITs of ${count(store.rows)} rows so far`],
-    ["window", "From memory", memory.granted ? share(hits, memory.granted) : "–", `of ${count(memory.granted)} jobs given out; for the others the worker waited for the disk. In memory: ${count(memory.jobs)} of at most ${count(memory.max_jobs)} waiting jobs, ${bytes(memory.bytes)} of ${bytes(memory.max_bytes)}`],
-    ["lost", "Workers lost jobs", count(lost), `jobs that came back since the start because a worker died (${count(reasons.lost || 0)}), fell silent (${count(reasons.expired || 0)}) or lost a process (${count(reasons.crash || 0)})`],
+    ["lag", "Hub lag", milliseconds(hub.lag_p99_ms), `99 % of the last minute's timers were at most so late; the worst ever ${milliseconds(hub.max_lag_ms)}`, hub.lag_p99_ms > SLOW_HUB_MS],
+    ["commit", "Commit", milliseconds(store.commit_p99_ms), `99 % of the last minute's COMMITs took at most so long, half ${milliseconds(store.commit_p50_ms)}; the worst ever ${milliseconds(store.commit_max_ms)}`, store.commit_p99_ms > SLOW_COMMIT_MS],
+    ["batch", "Rows a commit", count(store.batch_rows_p50), `half of the last minute's COMMITs; ${count(store.commits)} of ${count(store.rows)} rows so far`],
+    ["window", "From memory", memory.granted ? share(hits, memory.granted) : "–", `of ${count(memory.granted)} jobs given out; others waited for the disk. In memory: ${count(memory.jobs)} of ${count(memory.max_jobs)} waiting jobs, ${bytes(memory.bytes)} of ${bytes(memory.max_bytes)}`],
+    ["lost", "Workers lost jobs", count(lost), `jobs that came back as a worker died (${count(reasons.lost || 0)}), fell silent (${count(reasons.expired || 0)}) or lost a process (${count(reasons.crash || 0)})`],
     ["stale", "Stale settles", count(settles.stale), "settles refused because the lease was lost: work that was done twice", settles.stale > 0],
     ["connections", "Connections", count(door?.open), `of at most ${count(door?.max)}; ${count(door?.shaking)} shake hands`, door?.open > NEARLY * door?.max],
     ["disk", "Disk free", bytes(store.free_bytes), "on the disk of the data directory; below 64 MiB new jobs are refused", store.full],
