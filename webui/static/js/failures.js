@@ -77,7 +77,7 @@ function Group({ group, line, bulk, tryFirst }) {
     <td data-label="Last"><${When} at=${group.last_at} /></td>
     <td data-label="Workers" class="cut">${group.workers.slice(0, WORKERS_SHOWN).map((name, i) => html`${i ? ", " : ""}<bdi>${name}</bdi>`)}${hidden > 0 ? ` and ${count(hidden)} more` : ""}${group.workers_total === 1 && group.count > 1 ? " only" : ""}</td>
     <td class="do"><button disabled=${bulk.isBusy} onClick=${() => tryFirst(group)}>Retry one first</button>
-      <button disabled=${bulk.isBusy} onClick=${() => bulk.runAll("retry", line, group.count)}>Retry ${group.count === 1 ? "it" : `all ${count(group.count)}`}</button></td>
+      <button disabled=${bulk.isBusy} onClick=${() => bulk.runAll({ verb: "retry", q: line, total: group.count })}>Retry ${group.count === 1 ? "it" : `all ${count(group.count)}`}</button></td>
   </tr>`;
 }
 
@@ -91,7 +91,7 @@ function First({ first, bulk, onEnd, close }) {
     <span>Tried first: <button class="link" onClick=${() => showJob(first.id)}><bdi>${first.task}</bdi> #${first.id}</button></span>
     ${job && html`<${Badge} state=${job.state} />`}
     <span class="grow">${first.refusal || (refusal && refusal.message) || (job && became(job, isGood, isBad))}</span>
-    ${first.others > 0 && html`<button class=${isGood ? "go" : ""} disabled=${bulk.isBusy} onClick=${() => { bulk.runAll("retry", first.line, first.others); close(); }}>Retry the other ${count(first.others)}</button>`}
+    ${first.others > 0 && html`<button class=${isGood ? "go" : ""} disabled=${bulk.isBusy} onClick=${() => { bulk.runAll({ verb: "retry", q: first.line, total: first.others }); close(); }}>Retry the other ${count(first.others)}</button>`}
     <button class="quiet" onClick=${close} aria-label="Close"><${Icon} name="close" /></button>
   </div>`;
 }
