@@ -109,9 +109,9 @@ def test_a_delivery_tells_how_often_its_job_crashed_also_after_a_restart() -> No
     check(core)
 
 
-def test_the_run_limit_of_a_suspect_leaves_it_the_time_to_wait_in_its_worker() -> None:
+def test_the_run_limits_of_a_suspect_leave_it_the_time_to_wait_in_its_worker() -> None:
     core = Core()
-    (job_id,) = submitted(core, new_job(timeout=8.0, attempts=1))
+    (job_id,) = submitted(core, new_job(soft_timeout=4.0, timeout=8.0, attempts=1))
     worker = core.connect("w")
     assert reserved(worker) == [job_id]
     worker.settle("crash", job_id)
@@ -120,9 +120,10 @@ def test_the_run_limit_of_a_suspect_leaves_it_the_time_to_wait_in_its_worker() -
     for _ in range(9):
         worker.heartbeat(listed=False)
         core.advance(1.0)
-    assert core.engine.jobs[job_id].state is State.RUNNING
+    assert core.engine.jobs[job_id].state is State.RUNNING and worker.notices == []
     for _ in range(9):
         worker.heartbeat(listed=False)
         core.advance(SUSPECT_WAIT_S / 9)
 
+    assert [notice.get("reason") for notice in worker.notices] == ["soft_timeout", None]
     assert core.store.committed(job_id).state is State.FAILED
