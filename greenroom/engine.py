@@ -113,12 +113,8 @@ class Engine(ControlRules):
                 continue
             if options.extras is not None and options.extras.unique_key is not None:
                 outcomes += [self._accept_unique(options, payload, lane, now) for payload in payloads]
-            elif lane.limited is not None:
+            elif lane.limited is not None or options.extras is not None:
                 outcomes += [made.id if isinstance(made, Job) else made for made in self._accept_within(options, payloads, lane, now)]
-            elif options.extras is not None:
-                room = self.keeping.room(options.extras, len(payloads))
-                outcomes += [job.id for job in self._accept(options, payloads[:room], lane, now)] if room else []
-                outcomes += [self.keeping.full_error()] * (len(payloads) - room)
             else:
                 outcomes += [job.id for job in self._accept(options, payloads, lane, now)]
             touched[lane] = None
@@ -127,8 +123,12 @@ class Engine(ControlRules):
         return outcomes
 
     def _accept_within(self, options: JobOptions, payloads: list[bytes], lane: Lane, now: float) -> list[Job | GreenroomError]:
-        """Accept those jobs for which their queue, which has a limit, has room."""
-        refusals = lane.limited.refusals(options.priority, map(len, payloads), self.paces, now)
+        """Accept those jobs for which there is room: in their queue, if it has a limit, and among those that ask to be kept for long."""
+        room = self.keeping.room(options.extras, len(payloads))
+        refusals: list[GreenroomError | None] = [None] * room
+        if lane.limited is not None:
+            refusals = lane.limited.refusals(options.priority, map(len, payloads[:room]), self.paces, now)
+        refusals += [self.keeping.full_error()] * (len(payloads) - room)
         fitting = [payload for payload, refusal in zip(payloads, refusals) if refusal is None]
         if lane.is_idle:
             self._idle_lanes[lane] = None  # if none fits, that is what it stays
@@ -141,16 +141,11 @@ class Engine(ControlRules):
         if taken is not None:
             job = self.jobs.get(taken.job)
             return Duplicate(taken.job, None if job is None else job.state.label)
-        if not self.keeping.room(options.extras, 1):
-            return self.keeping.full_error()
         if self.keys.is_full(now):
             return FullError(f"{len(self.keys)} unique keys are taken, the cap", field="unique_key", retry_after_s=5.0)
-        if lane.limited is not None:
-            (job,) = self._accept_within(options, [payload], lane, now)
-            if isinstance(job, GreenroomError):
-                return job
-        else:
-            (job,) = self._accept(options, [payload], lane, now)
+        (job,) = self._accept_within(options, [payload], lane, now)
+        if isinstance(job, GreenroomError):
+            return job
         self.keys.take(key, taken_by(job))
         return job.id
 

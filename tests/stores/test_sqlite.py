@@ -19,7 +19,7 @@ import pytest
 from greenroom.errors import StoreError
 from greenroom.job import Job, State, rank_of
 from greenroom.records import Lost, Submission
-from greenroom.stores import sqlite
+from greenroom.stores import sqlite, sqlite_pruning
 from greenroom.stores.sqlite import PRAGMAS, READER_PRAGMAS, SqliteStore
 from greenroom.stores.sqlite_rows import STATEMENT_BYTES, Rows
 from tests.stores.sync_vfs import SyncRecorder
@@ -361,7 +361,8 @@ def test_the_log_stays_bounded_while_a_reader_comes_and_goes(store: SqliteStore,
 
 def test_windows_use_their_index_and_never_sort(store: SqliteStore) -> None:
     statements = ((sqlite._TAKE, (1, 0, 9), "jobs_queued"), (sqlite._TAKE_SCHEDULED, (0, 0, 9), "jobs_scheduled"),
-                  (sqlite._CANCELLED, (), "jobs_cancelled"), (sqlite._LEASES, (), "SCAN leases"))
+                  (sqlite._CANCELLED, (), "jobs_cancelled"), (sqlite._LEASES, (), "SCAN leases"), (sqlite_pruning._KEPT_DUE, (0.0, 9), "kept_jobs_until"),
+                  (sqlite_pruning._DUE.format(**sqlite_pruning._FAILED_ROWS), (1, 2, 0.0, 9), "jobs_not_completed"))
     for sql, bindings, index in statements:
         plan = " ".join(row[3] for row in store._query(f"EXPLAIN QUERY PLAN {sql}", bindings))
         assert index in plan and "TEMP B-TREE" not in plan, sql

@@ -165,3 +165,22 @@ def test_a_job_that_is_not_kept_is_told_to_those_who_wait_and_then_gone_from_mem
     assert asker.answers[ask(house, asker, "get", jobs=ids[1:])]["jobs"][0]["error"]["code"] == "GONE"
     house.restart()
     assert house.in_memory(ids[1]) is None
+
+
+def test_a_schedule_whose_jobs_find_room_to_be_kept_for_some_of_them_alone_leaves_out_the_others() -> None:
+    house = House(caps=Caps(kept_jobs=2))
+    house.put(job={"task": "t", "payload": b"", "keep_for": DAY}, every="1h", overlap="queue", missed="all")
+    blocking = house.ask("submit", jobs=[{"task": "t", "keep_for": DAY}])["jobs"][0]
+    house.restart(down_s=2.5 * HOUR)
+    house.advance(5.0)
+    assert len(house.jobs()) == 2 and (house.show()["runs"], house.show()["skipped"]) == (1, 1), "two were due, and there was room for one"
+
+    house.ask("cancel", jobs=[blocking])
+    assert house.ask("delete", jobs=[blocking])["outcomes"] == ["deleted"] and house.engine.keeping.count == 1
+
+
+def test_a_queue_with_a_limit_counts_them_too() -> None:
+    house, asker = House(caps=Caps(kept_jobs=2)), Asker()
+    ask(house, asker, "limit", queue="q", jobs=10, by="ann")
+    outcomes = asker.answers[ask(house, asker, "submit", jobs=[{"task": "t", "queue": "q", "keep_for": DAY}] * 3)]["jobs"]
+    assert [type(job) for job in outcomes] == [int, int, dict] and outcomes[2]["field"] == "keep_for" and house.engine.keeping.count == 2
