@@ -152,9 +152,8 @@ import os, time
 from greenroom.tasks import task
 
 @task
-def deadly(seconds: float = 0.0) -> None:
-    """End the whole worker process, soon."""
-    time.sleep(seconds / 2)
+def deadly() -> None:
+    """End the whole worker process."""
     os._exit(9)
 
 @task
@@ -220,7 +219,7 @@ def _with_a_poison_job(broker: BrokerProcess, how: str, harmful: str, folder: Pa
     worker = WorkerProcess(broker, f"w-{how}", ["--tasks", harmful, "--queues", how, "--suspects", how], folder)
     try:
         with Client(broker.url, ca=broker.ca) as client:
-            jobs = [client.submit("deadly" if number == 1 else "slow", {"seconds": 0.2}, queue=how) for number in range(12)]
+            jobs = [client.submit(*(("deadly", {}) if number == 1 else ("slow", {"seconds": 0.2})), queue=how) for number in range(12)]
             ids = [job.id for job in jobs]
             deadline = time.monotonic() + 60.0
             while (views := client.get(ids)) and any(view["state"] in ("queued", "running") for view in views):
