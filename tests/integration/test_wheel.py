@@ -74,7 +74,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     for source in [*ROOT.glob("greenroom/stores/migrations/*.sql"), *ROOT.glob("webui/static/**/*.*")]:
         inside = source.relative_to(ROOT).as_posix()
         assert (inside if inside.startswith("greenroom/") else f"greenroom/{inside}") in names
-    for_users_tests = {"greenroom/testing.py", "greenroom/testing_broker.py", "greenroom/testing_steering.py", "greenroom/pytest_plugin.py"}
+    for_users_tests = {f"greenroom/{path.name}" for path in ROOT.glob("greenroom/testing*.py")} | {"greenroom/pytest_plugin.py"}
     assert for_users_tests <= names
     unwanted = [name for name in names - for_users_tests if name.endswith((".key", ".crt", ".pyc", ".db")) or "test" in name.lower()
                 or "__pycache__" in name or "/bench" in name or "/docs" in name or "/examples" in name]

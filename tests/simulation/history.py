@@ -302,7 +302,11 @@ class History:
         limit_s = self.attempted[self.payloads[lease.job.id]].soft_timeout
         since = self._granted_at.get((lease.job.id, lease.fence))
         wait_s = suspects.SUSPECT_WAIT_S if lease.job.crashes else 0.0  # until it is alone in its worker
-        if limit_s is None or since is None or self._forgiven_since(since, since + limit_s + wait_s) > now - 1.0:
+        if limit_s is None or since is None:
+            return
+        # The whole of a stall, also for what was granted at its end before it was noticed.
+        forgiven_s = sum(late_s for at, late_s in self._forgiven if at >= since - EPSILON)
+        if since + limit_s + wait_s + forgiven_s > now - 1.0:
             return
         if lease.limits is None or not lease.limits.is_told:
             raise Violation(f"I10: the run of {lease.job} goes on {now - since} s after it began, its soft limit is {limit_s}, and nobody was told")
