@@ -63,16 +63,18 @@ class Handle(Generic[Result]):
     Attributes:
         id: the job's number.
         is_duplicate: the submit made no new job: this one has its unique key.
+        is_replaced: … and has the payload of this submit now.
         is_dropped: there is no job, see DroppedHandle.
     """
 
     is_dropped = False
 
-    __slots__ = ("id", "is_duplicate", "_client")
+    __slots__ = ("id", "is_duplicate", "is_replaced", "_client")
 
-    def __init__(self, client: Client, job_id: int, *, is_duplicate: bool = False) -> None:
+    def __init__(self, client: Client, job_id: int, *, is_duplicate: bool = False, is_replaced: bool = False) -> None:
         self.id = job_id
         self.is_duplicate = is_duplicate
+        self.is_replaced = is_replaced
         self._client = client
 
     def __repr__(self) -> str:
@@ -145,7 +147,9 @@ class DroppedHandle(Handle[Result]):
 
 
 def _handle(client: Client, outcome: int | Duplicate) -> Handle:
-    return Handle(client, outcome) if isinstance(outcome, int) else Handle(client, outcome.job, is_duplicate=True)
+    if isinstance(outcome, int):
+        return Handle(client, outcome)
+    return Handle(client, outcome.job, is_duplicate=True, is_replaced=outcome.replaced)
 
 
 class Client(Controls, ScheduleCalls, FailureCalls):

@@ -162,6 +162,7 @@ class Batches:
         self._storing: dict[bytes, list[Callable[[Submission | None], None]]] = {}  # submissions under way, and who asks for them
         self._lookups: deque[tuple[bytes, Callable[[Submission | None], None]]] = deque()
         self._loads: deque[tuple[list[int], Callable[[dict[int, Job | Lost]], None], Budget | None]] = deque()
+        self._kept: dict[int, list] = {}  # job -> [it as loaded, by how many it is kept]
         self._refills: deque = deque()
         self._wants_scheduled = False
         self._wants_expired = False
@@ -351,6 +352,34 @@ class Batches:
         self._loads.append((ids, loaded, budget))
         self.wake()
 
+    def keep(self, jobs: dict[int, Job | Lost]) -> None:
+        """Keep jobs that were just loaded: whoever loads one of them before the `release` gets the same object, so it stays the job as it is."""
+        for job_id, job in jobs.items():
+            self._kept.setdefault(job_id, [job, 0])[1] += 1
+
+    def known(self, job_id: int) -> Job | Lost | None:
+        """Return a job that is not in memory as it is now, if its row is still to be written or it is kept; else None."""
+        job = self._gathering.dirty.get(job_id)
+        if job is None and job_id in self._kept:
+            job = self._kept[job_id][0]  # it has what the closed batch wrote: it was read after that
+        return self._closed.dirty.get(job_id) if job is None and self._closed is not None else job
+
+    def release(self, ids: list[int]) -> None:
+        """Keep these no longer."""
+        for job_id in ids:
+            self._kept[job_id][1] -= 1
+            if not self._kept[job_id][1]:
+                del self._kept[job_id]
+
+    def _as_kept(self, row: Job | Lost, job_id: int) -> Job | Lost:
+        """Return the job that is kept in place of one that was just read."""
+        job, _ = self._kept.get(job_id, (None, 0))
+        if job is None or isinstance(job, Lost) or isinstance(row, Lost) or row.damage is not None:
+            return row
+        if job.payload is None:
+            job.payload = row.payload
+        return job
+
     def prune_soon(self, now: float) -> None:
         """Have a slice of history pruned in the next gap."""
         self._prune_at = now
@@ -465,7 +494,7 @@ class Batches:
                 self._refill_scheduled(now)
             elif self._wants_expired:
                 self._wants_expired = False
-                self.engine.expire(self.store.take_expired(now, EXPIRED_ROWS), self.store.next_expiry(), now)
+                self.engine.expire(self._all_as_kept(self.store.take_expired(now, EXPIRED_ROWS)), self.store.next_expiry(), now)
                 self.collect()
             elif self._loads:
                 left -= LOAD_COST - 1
@@ -498,7 +527,12 @@ class Batches:
                 job.damage = self.engine.aside[job_id]  # also where what is damaged was not loaded
             if isinstance(job, Job) and job.damage is not None and self.engine.note_damage(job_id, job.damage):
                 log.error("job %d is damaged: its %s does not match the checksum (docs/operations.md, Damage)", job_id, job.damage)
+        if self._kept and budget is None:  # with one they are only looked at
+            jobs = {job_id: self._as_kept(job, job_id) for job_id, job in jobs.items()}
         loaded(jobs)
+
+    def _all_as_kept(self, rows: list[Job]) -> list[Job]:
+        return [self._as_kept(row, row.id) for row in rows] if self._kept else rows
 
     def _refill(self, now: float) -> None:
         lane = self._refills.popleft()
@@ -506,7 +540,7 @@ class Batches:
         rows: list[Job] = []
         payloads: dict[int, bytes] = {}
         if plan is not None and plan.limit:
-            rows = self.store.take(plan.queue, plan.task, plan.after_rank, plan.limit)
+            rows = self._all_as_kept(self.store.take(plan.queue, plan.task, plan.after_rank, plan.limit))
         elif plan is not None:
             payloads = self.store.payloads(plan.payload_ids)
         self.engine.refilled(lane, plan, rows, payloads, now)
@@ -516,7 +550,7 @@ class Batches:
         self._wants_scheduled = False
         after = self.engine.scheduled.edge or (0.0, 0)
         asked = self.engine.scheduled_slice()
-        rows = self.store.take_scheduled(after, asked)
+        rows = self._all_as_kept(self.store.take_scheduled(after, asked))
         self.engine.scheduled_refilled(rows, asked, now)
         self.collect()
 

@@ -279,7 +279,7 @@ def _print_submitted(client: Client, handle: Handle, args: argparse.Namespace, o
         output.one({"id": None, "dropped": True}, text="")
         return DONE
     if handle.is_duplicate:
-        say(f"job {handle.id} has this unique key: no new one was made")
+        say(f"job {handle.id} has this unique key: no new one was made" + (", it has the new payload" if handle.is_replaced else ""))
     if not args.wait:
         output.one({"id": handle.id}, text=str(handle.id))
         return DONE

@@ -197,7 +197,7 @@ class Submits:
         refused = Frame(self._timeout_s)
         for place, job, outcome in zip(frame.places, frame.jobs, answer.get("jobs", ())):
             duplicate = outcome.get("duplicate") if isinstance(outcome, dict) else None
-            made = (outcome if isinstance(outcome, int) else Duplicate(duplicate, outcome.get("state"))
+            made = (outcome if isinstance(outcome, int) else Duplicate(duplicate, outcome.get("state"), outcome.get("replaced") is True)
                     if isinstance(duplicate, int) else from_wire(outcome))
             self.outcomes[place] = made
             if isinstance(made, FULL_ERRORS):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from greenroom.deadlines import DeadlineRules
 from greenroom.errors import BusyError, ConflictError, DrainingError, FullError
 from greenroom.events import job_event, limit_event, pause_event, resume_event, unlimit_event
-from greenroom.job import CANCELLED, FINISHED_STATES, QUEUED, RUNNING, SCHEDULED, Job, JobChange, Rewrite, move, rank_of
+from greenroom.job import CANCELLED, FINISHED_STATES, QUEUED, RUNNING, SCHEDULED, Job, JobChange, Rewrite, State, move, rank_of
 from greenroom.keeping import asks_for_long
 from greenroom.lanes import Lane
 from greenroom.pauses import MAX_PAUSES
@@ -105,8 +105,22 @@ class ControlRules(DeadlineRules):
         to = job.state if run_at is None else SCHEDULED if run_at > now else QUEUED
         has_new_place = to is QUEUED and (moves_queue or job.state is SCHEDULED)
         self._check_change(job, change, now, has_new_place=has_new_place)
-        lane = self._lane_for(change.queue, job.task) if moves_queue else job.lane
+        if moves_queue or run_at is not None or change.priority is not None:
+            self._change_where(job, change, run_at, to, now, has_new_place=has_new_place)
+        else:
+            self._change_payload(job, change)
+        self.effects.dirty[job.id] = job
+        if self.is_watched:
+            self.effects.events.append(job_event("changed", job, now))
+        self._returned[job.lane] = None
+        self._ask_scheduled()
+        self._serve_returned(now)
+        return "changed"
 
+    def _change_where(self, job: Job, change: JobChange, run_at: float | None, to: State, now: float, *, has_new_place: bool) -> None:
+        """Take a waiting job out of where it waits, and put it where it waits from now on."""
+        moves_queue = change.queue is not None and change.queue != job.queue
+        lane = self._lane_for(change.queue, job.task) if moves_queue else job.lane
         self._take_out(job)
         self._rewrite(job, change, moves_queue=moves_queue)
         if to is not job.state:
@@ -126,13 +140,18 @@ class ControlRules(DeadlineRules):
         self._put_in(job, self.ids.take() if has_new_place else job.place)
         lane.count(to, +1)
         self._count_waiting(job, +1)
-        self.effects.dirty[job.id] = job
-        if self.is_watched:
-            self.effects.events.append(job_event("changed", job, now))
-        self._returned[lane] = None
-        self._ask_scheduled()
-        self._serve_returned(now)
-        return "changed"
+
+    def _change_payload(self, job: Job, change: JobChange) -> None:
+        """Give a waiting job another payload where it stands."""
+        window = None if job.id not in self.jobs else self.scheduled if job.state is SCHEDULED else job.lane
+        if window is not None:
+            window.count_payload(job, -1)
+        self._count_waiting(job, -1)
+        self._rewrite(job, change, moves_queue=False)
+        self._count_waiting(job, +1)
+        if window is not None:
+            window.count_payload(job, +1)
+            self._shrink_scheduled()
 
     def _check_change(self, job: Job, change: JobChange, now: float, *, has_new_place: bool) -> None:
         if self.draining:
@@ -154,7 +173,7 @@ class ControlRules(DeadlineRules):
         """Take a waiting job, which goes on waiting, out of its window and of the sums."""
         in_memory = job.id in self.jobs
         if job.state is SCHEDULED:
-            self.scheduled.pull(job, in_memory=in_memory)
+            self.scheduled.remove(job, in_memory=in_memory)
         elif in_memory:
             job.lane.pull(job)
         self._count_waiting(job, -1)

@@ -3,7 +3,7 @@
 No clock, no greenlet, no disk, no random. Every method takes `now` (seconds) where time matters, answers at once, and notes
 in `effects` what must be written, delivered or told. What it decides becomes visible to anybody only after the commit that holds
 it (batches.py). The rules about sessions and leases are in leases.py, those about time in deadlines.py, those for people who steer
-it in controls.py; this class is built on all of them.
+it in controls.py, those for unique keys in duplicates.py; this class is built on all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
-from greenroom.controls import ControlRules
+from greenroom.duplicates import DuplicateRules, Find
 from greenroom.effects import Delivery, Notice
 from greenroom.errors import BusyError, ConflictError, DrainingError, FinishedError, FullError, GoneError, GreenroomError, NotFoundError
 from greenroom.events import job_event
@@ -27,7 +27,7 @@ from greenroom.lanes import BELOW_ALL, REFILL_TO, Lane
 from greenroom.leases import damaged_error
 from greenroom.sessions import Parked, Session
 from greenroom.records import Damaged, LaneCounts, Lost, Restored
-from greenroom.unique import Duplicate, taken_by
+from greenroom.unique import Duplicate
 
 
 _options_of = attrgetter("options")
@@ -46,7 +46,7 @@ class RefillPlan(NamedTuple):
     payload_ids: list[int]
 
 
-class Engine(ControlRules):
+class Engine(DuplicateRules):
     """All jobs that are in memory, and the rules by which they move."""
 
     def restore(self, restored: Restored, now: float, grace_s: float) -> None:
@@ -95,8 +95,11 @@ class Engine(ControlRules):
 
     # -- submit and cancel ------------------------------------------------------------------------------------------------
 
-    def submit(self, items: list[NewJob], now: float) -> list[int | Duplicate | GreenroomError]:
+    def submit(self, items: list[NewJob], now: float, find: Find | None = None) -> list[int | Duplicate | GreenroomError]:
         """Accept new jobs; returns an id, the job that has its unique key already, or the error of that item, for each.
+
+        Args:
+            find: knows the jobs that are not in memory and have a unique key of these (key_holders.py).
 
         Raises BusyError, FullError or DrainingError for all of them together, with nothing changed.
         """
@@ -106,14 +109,15 @@ class Engine(ControlRules):
         # Jobs that ask for the same are mostly neighbours; what they have in common is done once for all, which halves their cost.
         for options, run in groupby(items, key=_options_of):
             payloads = [item.payload for item in run]
+            if options.extras is not None and options.extras.unique_key is not None:
+                outcomes += [self._accept_unique(options, payload, touched, now, find) for payload in payloads]
+                continue
             try:
                 lane = self._lane_for(options.queue, options.task)
             except FullError as exc:
                 outcomes += [exc] * len(payloads)
                 continue
-            if options.extras is not None and options.extras.unique_key is not None:
-                outcomes += [self._accept_unique(options, payload, lane, now) for payload in payloads]
-            elif lane.limited is not None or options.extras is not None:
+            if lane.limited is not None or options.extras is not None:
                 outcomes += [made.id if isinstance(made, Job) else made for made in self._accept_within(options, payloads, lane, now)]
             else:
                 outcomes += [job.id for job in self._accept(options, payloads, lane, now)]
@@ -134,20 +138,6 @@ class Engine(ControlRules):
             self._idle_lanes[lane] = None  # if none fits, that is what it stays
         accepted = iter(self._accept(options, fitting, lane, now) if fitting else ())
         return [next(accepted) if refusal is None else refusal for refusal in refusals]
-
-    def _accept_unique(self, options: JobOptions, payload: bytes, lane: Lane, now: float) -> int | Duplicate | GreenroomError:
-        key = options.extras.unique_key
-        taken = self.keys.find(key, now)
-        if taken is not None:
-            job = self.jobs.get(taken.job)
-            return Duplicate(taken.job, None if job is None else job.state.label)
-        if self.keys.is_full(now):
-            return FullError(f"{len(self.keys)} unique keys are taken, the cap", field="unique_key", retry_after_s=5.0)
-        (job,) = self._accept_within(options, [payload], lane, now)
-        if isinstance(job, GreenroomError):
-            return job
-        self.keys.take(key, taken_by(job))
-        return job.id
 
     def check_room(self, count: int, size: int) -> None:
         """Raise BusyError, FullError or DrainingError if so many jobs with so many bytes of payloads cannot be accepted now."""
@@ -218,6 +208,9 @@ class Engine(ControlRules):
             self.jobs[job.id] = job
         else:
             self.jobs.pop(job.id, None)
+        self._shrink_scheduled()
+
+    def _shrink_scheduled(self) -> None:
         if self.scheduled.is_over:
             for dropped in self.scheduled.shrink():
                 self.jobs.pop(dropped.id, None)
@@ -284,11 +277,7 @@ class Engine(ControlRules):
             raise ConflictError(f"job {job_id} is {job.state.label}: only what failed, was cancelled or expired can be retried")
         self.check_room(1, job.payload_bytes)
         self.check_limit(job.queue, job.priority, 1, job.payload_bytes, now)
-        if job.extras is not None and job.extras.unique_key is not None:
-            taken = self.keys.find(job.extras.unique_key, now)
-            if taken is not None and taken.job != job_id:
-                raise ConflictError(f"job {taken.job} has the unique key of job {job_id} now")
-            self.keys.take(job.extras.unique_key, taken_by(job))
+        self._claim_again(job, now)
         self._attach(job)
         job.failures = job.crashes = 0
         job.failed_since = job.finished_at = job.run_at = job.expires_at = job.error = None

@@ -207,6 +207,8 @@ class Extras(NamedTuple):
     unique_key: str | None = None
     unique_for: float | None = None
     unique_mode: str = "until_done"
+    on_duplicate: str = "keep"
+    debounce_max: float | None = None
     keep_for: float | None = None
 
     @property
@@ -330,12 +332,6 @@ def _check_attempts(value: object) -> int:
     return value
 
 
-def _check_backoff(value: object) -> str:
-    if value not in BACKOFFS:
-        raise ValueError("must be one of " + ", ".join(BACKOFFS))
-    return value
-
-
 def check_flag(value: object) -> bool:
     """Return a bool, or raise ValueError."""
     if type(value) is not bool:
@@ -356,10 +352,13 @@ def _check_key(value: object) -> str:
     return value
 
 
-def _check_unique_mode(value: object) -> str:
-    if value not in ("until_done", "throttle"):
-        raise ValueError("must be until_done or throttle")
-    return value
+def one_of(*words: str) -> Callable[[object], str]:
+    """Return the check of a word."""
+    def check(value: object) -> str:
+        if value not in words:
+            raise ValueError("must be one of " + ", ".join(words))
+        return value
+    return check
 
 
 BACKOFFS = ("none", "fixed", "linear", "exponential")
@@ -374,7 +373,7 @@ OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("run_at", "time", _check_run_at, None, "not before this time; one that is past means at once"),
     Option("attempts", "int", _check_attempts, 5, "runs that may fail before the job is failed for good; 1 … 1000"),
     Option("retry_for", "seconds", seconds_between(1, YEAR_S), None, "instead of `attempts`: retried for so long after the first failure"),
-    Option("backoff", "word", _check_backoff, "exponential",
+    Option("backoff", "word", one_of(*BACKOFFS), "exponential",
            "how the pauses between tries grow: `none`, `fixed`, `linear` or `exponential`"),
     Option("backoff_base", "seconds", seconds_between(0, 86400), 10.0, "the first pause; 0 … 86400"),
     Option("backoff_cap", "seconds", seconds_between(0, YEAR_S), 3600.0, "the longest pause"),
@@ -386,9 +385,15 @@ OPTIONS: dict[str, Option] = {option.name: option for option in (
     Option("timeout", "seconds", seconds_between(0.001, YEAR_S), None, "a run that takes longer has failed, whatever its worker says"),
     Option("soft_timeout", "seconds", seconds_between(0.001, YEAR_S), None, "a run that takes longer is told to stop, as by a cancel, and goes on"),
     Option("unique_key", "text", _check_key, None, "a submit is a duplicate while a job with this key is there; 1 to 256 characters"),
-    Option("unique_for", "seconds", seconds_between(0.001, YEAR_S), None, "the key is free again after so long, at the latest"),
-    Option("unique_mode", "word", _check_unique_mode, "until_done",
-           "`until_done`: the key is free when its job is finished; `throttle`: only after `unique_for`"),
+    Option("unique_for", "seconds", seconds_between(0.001, YEAR_S), None,
+           "the key is free again after so long, at the latest; in the mode `debounce`: the quiet time"),
+    Option("unique_mode", "word", one_of("until_done", "throttle", "debounce"), "until_done",
+           "`until_done`: the key is free when its job is finished; `throttle`: only after `unique_for`; `debounce`: each submit replaces "
+           "the payload of the job and puts it off until `unique_for` after, and the key is free once a worker has the job"),
+    Option("on_duplicate", "word", one_of("keep", "replace"), "keep",
+           "what a duplicate does to the job that has the key, if it waits: `keep` nothing, `replace` gives it the new payload"),
+    Option("debounce_max", "seconds", seconds_between(0.001, YEAR_S), None,
+           "a debounced job is put off until so long after its first submit at most; left out: for as long as submits come"),
     Option("keep_for", "seconds", seconds_between(0, YEAR_S), None,
            "kept for so long once it is finished, then deleted; left out: as the broker's settings say"),
 )}
@@ -464,11 +469,30 @@ def _check_new_job(get: Callable[[str], object]) -> tuple[JobOptions, bytes]:
         raise InvalidError("attempts and retry_for exclude each other", field="retry_for")
     if "soft_timeout" in asked and asked["soft_timeout"] >= asked.get("timeout", math.inf):
         raise InvalidError("soft_timeout must be less than timeout", field="soft_timeout")
+    extras = Extras(**asked) if asked else None
+    if asked:
+        delay = _check_unique(asked, delay, run_at)
+    return JobOptions(task, encoding == "raw", queue, priority, run_at, delay, None if extras == USUAL else extras), payload
+
+
+def _check_unique(asked: dict[str, object], delay: float | None, run_at: float | None) -> float | None:
+    """Check what is said of a unique key as a whole; returns the delay of the job, which in the mode debounce is the quiet time."""
+    mode = asked.get("unique_mode", "until_done")
     if "unique_key" not in asked:
-        for name in ("unique_for", "unique_mode"):
+        for name in ("unique_for", "unique_mode", "on_duplicate", "debounce_max"):
             if name in asked:
                 raise InvalidError(f"{name} needs a unique_key", field=name)
-    elif asked.get("unique_mode") == "throttle" and "unique_for" not in asked:
-        raise InvalidError("the unique_mode throttle needs unique_for", field="unique_for")
-    extras = Extras(**asked) if asked else None
-    return JobOptions(task, encoding == "raw", queue, priority, run_at, delay, None if extras == USUAL else extras), payload
+    if mode != "until_done" and "unique_for" not in asked:
+        raise InvalidError(f"the unique_mode {mode} needs unique_for", field="unique_for")
+    if mode != "debounce":
+        if "debounce_max" in asked:
+            raise InvalidError("debounce_max needs the unique_mode debounce", field="debounce_max")
+        return delay
+    if delay is not None or run_at is not None:
+        name = "delay" if delay is not None else "run_at"
+        raise InvalidError(f"{name} and the unique_mode debounce exclude each other: unique_for says when the job runs", field=name)
+    if asked.get("on_duplicate") == "keep":
+        raise InvalidError("on_duplicate keep and the unique_mode debounce exclude each other", field="on_duplicate")
+    if asked.get("debounce_max", math.inf) < asked["unique_for"]:
+        raise InvalidError("debounce_max must be unique_for at least", field="debounce_max")
+    return asked["unique_for"]

@@ -246,6 +246,11 @@ class Lane:
         if job.payload is not None:
             window.payload_bytes -= job.payload_bytes
 
+    def count_payload(self, job: Job, sign: int) -> None:
+        """Count out (-1) or in (+1) the payload of a job in memory, of whom it changes where it stands."""
+        if job.payload is not None:
+            self.window.payload_bytes += sign * job.payload_bytes
+
     def head(self) -> Job | None:
         """Return the first job in memory, or None. Its payload may have to be loaded first (`payload` None)."""
         returned = self._returned

@@ -242,8 +242,8 @@ class LeaseRules:
             job.attempt += 1
             job.worker = session.name
             job.started_at = now
-            if job.extras is not None and job.extras.limits_run:
-                self._limit_run(job.lease, now)
+            if job.extras is not None:
+                self._grant_extras(job, now)
         self.waiting -= len(jobs)
         self.waiting_bytes -= size
         lane.waiting_bytes -= size
@@ -254,6 +254,14 @@ class LeaseRules:
         if self.is_watched:
             self.effects.events += [job_event("started", job, now) for job in jobs]
         self._look_at(session, now + CHECKPOINT_AFTER_S)
+
+    def _grant_extras(self, job: Job, now: float) -> None:
+        """Do what some options ask for when a worker gets the job."""
+        if job.extras.limits_run:
+            self._limit_run(job.lease, now)
+        if job.extras.unique_mode == "debounce":
+            self.keys.moved(job)
+            self.effects.dirty[job.id] = job  # with its fence on disk the key stays free after a crash
 
     def _limit_run(self, lease: Lease, now: float) -> None:
         """Note when the run is told to stop, and when it is over. A job that crashed before may have to wait in its worker first."""
@@ -514,7 +522,7 @@ class LeaseRules:
             self._idle_lanes[job.lane] = None
         job.finished_at = now
         if job.extras is not None and job.extras.unique_key is not None:
-            self.keys.finished(job)
+            self.keys.moved(job)
         self.jobs.pop(job.id, None)
         self.effects.dirty[job.id] = job
         self.effects.finished.append(job)

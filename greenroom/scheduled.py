@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-from greenroom.job import SCHEDULED, Job
+from greenroom.job import Job
 
 #: Jobs in memory. Sorting so many, once when the window overflows, takes about 2 ms.
 MAX_IN_MEMORY = 10_000
@@ -30,7 +30,9 @@ class Scheduled:
         self.in_memory = 0
         self.edge: tuple[float, int] | None = None
         self.is_filling = False
-        self._heap: list[tuple[float, int, Job]] = []
+        self._heap: list[list] = []  # entries [run_at, id, number, job]; without a job it is gone, and skipped
+        self._entries: dict[int, list] = {}  # job -> its entry, of those in memory
+        self._loads = 0  # numbers the entries, as a job may come back with the same time
         self._bytes = 0
 
     @property
@@ -56,9 +58,15 @@ class Scheduled:
 
     def load(self, job: Job) -> None:
         """Take in a job that the store had (it is counted already)."""
-        heappush(self._heap, (job.run_at, job.id, job))
+        self._loads += 1
+        entry = self._entries[job.id] = [job.run_at, job.id, self._loads, job]
+        heappush(self._heap, entry)
         self.in_memory += 1
         self._bytes += job.payload_bytes
+
+    def count_payload(self, job: Job, sign: int) -> None:
+        """Count out (-1) or in (+1) the payload of a job in memory, of whom it changes where it stands."""
+        self._bytes += sign * job.payload_bytes
 
     @property
     def is_over(self) -> bool:
@@ -67,11 +75,12 @@ class Scheduled:
 
     def shrink(self) -> list[Job]:
         """Send the later half back to the store; returns the jobs that went. They must be there, or on their way."""
-        self._heap = sorted(entry for entry in self._heap if entry[2].state is SCHEDULED)
+        self._heap = sorted(self._entries.values())
         dropped: list[Job] = []
         while len(self._heap) > 1 and (self.in_memory > MAX_IN_MEMORY // 2 or self._bytes > MAX_BYTES_IN_MEMORY // 2):
-            job = self._heap.pop()[2]
-            self._count_out(job)
+            job = self._heap[-1][3]
+            self._take_out(job)
+            self._heap.pop()
             dropped.append(job)
         if dropped:
             self.edge = (self._heap[-1][0], self._heap[-1][1])
@@ -87,32 +96,25 @@ class Scheduled:
         self._skip_gone()
         if not self._heap or self._heap[0][0] > now:
             return None
-        job = heappop(self._heap)[2]
-        self._count_out(job)
+        job = heappop(self._heap)[3]
+        self._take_out(job)
         self.total -= 1
         return job
 
     def remove(self, job: Job, *, in_memory: bool) -> None:
-        """Uncount a job that the caller finishes at once; its entry, if any, is skipped later."""
+        """Uncount a job that is finished, or waits elsewhere or until another time from now on; its entry, if any, is skipped later."""
         self.total -= 1
         if in_memory:
-            self._count_out(job)
+            self._take_out(job)
             if len(self._heap) > 64 and len(self._heap) > 2 * self.in_memory:
-                self._heap = [entry for entry in self._heap if entry[2].state is SCHEDULED and entry[2] is not job]
+                self._heap = list(self._entries.values())
                 heapify(self._heap)
 
-    def pull(self, job: Job, *, in_memory: bool) -> None:
-        """Uncount a job that goes on waiting elsewhere, or until another time; its entry, if any, goes too: a millisecond."""
-        self.total -= 1
-        if in_memory:
-            self._count_out(job)
-            self._heap = [entry for entry in self._heap if entry[2] is not job]
-            heapify(self._heap)
-
     def _skip_gone(self) -> None:
-        while self._heap and self._heap[0][2].state is not SCHEDULED:
+        while self._heap and self._heap[0][3] is None:
             heappop(self._heap)
 
-    def _count_out(self, job: Job) -> None:
+    def _take_out(self, job: Job) -> None:
+        self._entries.pop(job.id)[3] = None
         self.in_memory -= 1
         self._bytes -= job.payload_bytes

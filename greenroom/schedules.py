@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 
 from greenroom.errors import FullError, GreenroomError, InvalidError, NotFoundError
-from greenroom.job import OPTIONS, NewJob, parse_new_job
+from greenroom.job import OPTIONS, Extras, NewJob, parse_new_job
 from greenroom.records import StoredSchedule
 from greenroom.recurrence import Every, Recurrence, parse_recurrence
 from greenroom.schedule_limits import MAX_ALL_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES, MAX_SCHEDULES
@@ -310,11 +310,20 @@ def _parse(name: str, fields: dict[str, object], now: float) -> Schedule:
         if given.get(option) is not None:
             raise InvalidError(f"{option} is not for a schedule, which says itself when", field=option)
     new_job = parse_new_job(given, MAX_PAYLOAD_BYTES)
+    if new_job.options.extras is not None:
+        _check_duplicates(new_job.options.extras)
     when = parse_recurrence(fields["cron"], fields["every"], fields["timezone"], now)
     if fields["missed"] == "all" and fields["overlap"] != "queue":
         raise InvalidError("missed all goes with overlap queue: the jobs come at once", field="missed")
     kept = {option: given[option] for option in OPTIONS if option != "payload" and given.get(option) is not None}
     return Schedule(name, {"job": kept, **{name: fields[name] for name in _KEPT}}, new_job, when)
+
+
+def _check_duplicates(extras: Extras) -> None:
+    """Refuse what a schedule says in its own way: what becomes of the previous job when the next is due."""
+    for option, value in (("unique_mode", "debounce"), ("on_duplicate", "replace")):
+        if getattr(extras, option) == value:
+            raise InvalidError(f"{option} {value} is not for a schedule, whose overlap says what becomes of the previous job", field=option)
 
 
 def _take_over(schedule: Schedule, before: Schedule) -> None:

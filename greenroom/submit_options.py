@@ -18,7 +18,7 @@ _ARGUMENTS = ("task", "payload", "encoding")
 _EITHER = {"delay": "run_at", "run_at": "delay", "attempts": "retry_for", "retry_for": "attempts"}
 
 #: These say nothing without a `unique_key`, so whoever takes that from a copy takes them too.
-_OF_THE_KEY = ("unique_for", "unique_mode")
+_OF_THE_KEY = ("unique_for", "unique_mode", "on_duplicate", "debounce_max")
 
 
 def option_names() -> list[str]:

@@ -48,7 +48,8 @@ class TaskFunction(Generic[Arguments, Result]):
 
     def _set_options(self, options: dict[str, object], unique: Unique) -> None:
         """Keep the options once they are checked. Raises InvalidError for a bad value, TypeError or ValueError for `unique`."""
-        parse_new_job({"task": self.name, **options}, 1)
+        made = {"unique_key": "made of the arguments"} if unique else {}
+        parse_new_job({"task": self.name, **made, **options}, 1)
         self.options = options
         self._unique = unique or None
         if self._unique is None:

@@ -1,7 +1,7 @@
 """Which unique keys are taken, and by which job. Pure and without a clock.
 
-A key is taken from the acceptance of a job on: until that job is finished, or for a time. The store has all of them, for a restart;
-here they are in memory, which is why there is a cap.
+A key is taken from the acceptance of a job on: until that job is finished, for a time, or until a worker gets it. The store has all
+of them, for a restart; here they are in memory, which is why there is a cap. What becomes of a duplicate is in duplicates.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from greenroom.job import Job
+from greenroom.job import FINISHED_STATES, Job
 
 #: Keys that may be taken at a time: 50 MB.
 MAX_KEYS = 250_000
@@ -27,7 +27,8 @@ class Duplicate(NamedTuple):
     """The outcome of a submit whose key is taken."""
 
     job: int
-    state: str | None  # word; None: not known here, as the job is on disk
+    state: str | None  # word; None: the job is not kept any more, or damaged
+    replaced: bool = False  # it has the payload of this submit now
 
 
 class Keys:
@@ -65,16 +66,24 @@ class Keys:
         if taken.until is not None:
             heappush(self._ends, (taken.until, key))
 
-    def finished(self, job: Job) -> None:
-        """Free the key of a finished job, if it was taken until then."""
+    def moved(self, job: Job) -> None:
+        """Free the key of a job that was just finished, or given to a worker, if that ends its claim."""
         key = job.extras.unique_key
         taken = self._taken.get(key)
-        if taken is not None and taken.job == job.id and taken.until_done:
+        if taken is not None and taken.job == job.id and is_claim_over(job):
             del self._taken[key]
 
 
 def taken_by(job: Job) -> Taken:
     """Return the entry for a job's key. Its time counts from when the job was submitted."""
     extras = job.extras
-    until = None if extras.unique_for is None else job.submitted_at + extras.unique_for
-    return Taken(job.id, until, extras.unique_mode == "until_done")
+    is_timed = extras.unique_for is not None and extras.unique_mode != "debounce"
+    return Taken(job.id, job.submitted_at + extras.unique_for if is_timed else None, extras.unique_mode != "throttle")
+
+
+def is_claim_over(job: Job) -> bool:
+    """Tell whether a job with a key has, as it is now, no claim to it any more. Never in the mode throttle: there only time frees a key."""
+    mode = job.extras.unique_mode
+    if mode == "debounce" and job.fence:  # a worker has or had it, also if it came back: what is submitted from then on must run after it
+        return True
+    return mode != "throttle" and job.state in FINISHED_STATES

@@ -16,6 +16,7 @@ from greenroom.engine import Engine
 from greenroom.errors import (
     BusyError, DamagedError, DrainingError, FullError, GreenroomError, KeyConflictError, TooLargeError)
 from greenroom.job import FINISHED_STATES, Job, NewJob, parse_new_job
+from greenroom.key_holders import holders, run_or_load
 from greenroom.matching import filter_of, matching
 from greenroom.protocol import DEFAULT_LIMITS, Request, error_fields, pack_list, parse_settle
 from greenroom.records import Lost, SettleItem, Submission
@@ -47,17 +48,14 @@ def _submit(desk: Desk, caller: Caller, request: Request) -> None:
             except GreenroomError as exc:
                 outcomes.append(error_fields(exc))
     if submission_id is None:
-        desk.run_unit(_storing(desk, caller, request.id, outcomes, accepted, None))
+        run_or_load(desk, caller, request.id, lambda: _storing(desk, caller, request.id, outcomes, accepted, None), len(accepted), None)
         return
     body_hash = _hash_of(desk, items)
     is_late = False
 
     def store() -> None:
-        steps = _storing(desk, caller, request.id, outcomes, accepted, (submission_id, body_hash))
-        try:
-            (desk.continue_unit if is_late else desk.run_unit)(steps)
-        finally:
-            desk.batches.end_submission(submission_id)
+        run_or_load(desk, caller, request.id, lambda: _storing(desk, caller, request.id, outcomes, accepted, (submission_id, body_hash)),
+                    len(accepted), submission_id, is_late=is_late)
 
     def tell(known: Submission) -> None:
         if not known.outcome:
@@ -94,10 +92,19 @@ def _hash_of(desk: Desk, items: list[object]) -> bytes:
 
 def _storing(desk: Desk, caller: Caller, request_id: int, outcomes: list[object], accepted: list[NewJob],
              submission: tuple[bytes, bytes] | None) -> Iterator[None]:
-    """Accept the jobs, part by part; for run_unit. Refuses the whole only before the first: later it may be the rest, item by item."""
+    """Accept the jobs, part by part; for run_unit. Refuses the whole only before the first: later it may be the rest, item by item.
+
+    Raises NotLoaded while a job that has a key of these must be loaded first."""
     check_store(desk)
     engine, now = desk.engine, desk.now()
-    engine.check_room(len(accepted), sum(len(item.payload) for item in accepted))
+    size, has_keys, before = 0, False, None
+    for options, payload in accepted:
+        size += len(payload)
+        if options is not before:  # neighbours mostly share them
+            before = options
+            has_keys = has_keys or (options.extras is not None and options.extras.unique_key is not None)
+    engine.check_room(len(accepted), size)
+    find = holders(desk, accepted) if has_keys else None
     places = [place for place, outcome in enumerate(outcomes) if outcome is None]
     for outcome in outcomes:
         if outcome is not None:
@@ -107,7 +114,7 @@ def _storing(desk: Desk, caller: Caller, request_id: int, outcomes: list[object]
             yield
         part = accepted[first:first + STEP_ITEMS]
         try:
-            results = engine.submit(part, now)
+            results = engine.submit(part, now, find)
         except GreenroomError as exc:  # meanwhile others took the room, or the broker drains
             results = [exc] * len(part)
         desk.batches.note_payloads(sum(len(item.payload) for item in part))
@@ -123,7 +130,7 @@ def _storing(desk: Desk, caller: Caller, request_id: int, outcomes: list[object]
 def _told(desk: Desk, outcome: Duplicate | GreenroomError) -> dict[str, object]:
     """Return the outcome of a job that was not accepted, as the wire has it."""
     if isinstance(outcome, Duplicate):
-        return {"duplicate": outcome.job, "state": outcome.state}
+        return {"duplicate": outcome.job, "state": outcome.state, "replaced": outcome.replaced}
     desk.engine.tally.refuse_job(outcome.code)
     return error_fields(outcome)
 

@@ -174,7 +174,7 @@ class _Api:
     def _submit(self, body: dict) -> dict:
         outcome = self._call("submit", {"jobs": [body]})["jobs"][0]
         if isinstance(outcome, dict) and "duplicate" in outcome:
-            return {"id": outcome["duplicate"], "state": outcome["state"], "duplicate": True}
+            return {"id": outcome["duplicate"], "state": outcome["state"], "duplicate": True, "replaced": outcome["replaced"]}
         if isinstance(outcome, dict):
             raise from_wire(outcome.get("error", outcome))
         bottle.response.status = 201

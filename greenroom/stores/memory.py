@@ -10,11 +10,11 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 
 from greenroom.filters import EVERY, Filter
-from greenroom.job import FINISHED_STATES, NUMBER_LIMIT, SMALL_BYTES, STATES, Job, Rewrite, Run, State
+from greenroom.job import NUMBER_LIMIT, SMALL_BYTES, STATES, Job, Rewrite, Run, State
 from greenroom.keeping import COUNT_KEEPS_S, asks_for_long, kept_until
 from greenroom.records import Damaged, Gone, LaneCounts, LogLine, Lost, Pause, QueueLimit, Restored, StoredLease, StoredSchedule, Submission
 from greenroom.stores import SUBMISSION_KEPT_S, Retention
-from greenroom.unique import Taken, taken_by
+from greenroom.unique import Taken, is_claim_over, taken_by
 
 _PAGE_SCAN_ROWS = 20_000
 _FIRST_FINISHED = State.COMPLETED
@@ -278,12 +278,12 @@ class MemoryStore:
     def _record_key(self, job: Job) -> None:
         if job.extras is None or job.extras.unique_key is None:
             return
-        is_over = job.state in FINISHED_STATES
-        if (not job.stored_state or job.stored_state >= _FIRST_FINISHED) and not (is_over and job.stored_state):
-            self._keys[job.extras.unique_key] = taken_by(job)
-        taken = self._keys.get(job.extras.unique_key)
-        if is_over and taken is not None and taken.job == job.id and taken.until_done:
-            del self._keys[job.extras.unique_key]
+        key = job.extras.unique_key
+        if is_claim_over(job):
+            if key in self._keys and self._keys[key].job == job.id:
+                del self._keys[key]
+        elif not job.stored_state or job.stored_state >= _FIRST_FINISHED > job.state:
+            self._keys[key] = taken_by(job)
 
     def _move_counts(self, job: Job, rewrite: Rewrite) -> None:
         """Move what is counted of a changed job's row to the lane where it is now."""

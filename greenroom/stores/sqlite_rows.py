@@ -18,7 +18,7 @@ from greenroom.keeping import asks_for_long, kept_until
 from greenroom.records import LogLine, StoredSchedule, Submission
 from greenroom.stores.extras import pack_extras
 from greenroom.stores.sums import data_sum, lane_seed, record_sum, row_sum, row_sum_of_new, run_sum, schedule_sum
-from greenroom.unique import taken_by
+from greenroom.unique import is_claim_over, taken_by
 
 #: Runs one SQL statement with its bindings.
 Execute = Callable[[str, "list | tuple"], object]
@@ -159,7 +159,7 @@ class Rows:
                 self._note_runs(job)
             if job.extras is not None:
                 if job.extras.unique_key is not None:
-                    self._note_key(job, stored, recorded)
+                    self._note_key(job, stored)
                 if job.extras.keep_for is not None:
                     self._note_kept(job, stored, recorded)
             self.count += 1
@@ -241,16 +241,16 @@ class Rows:
             self._gone[job.id] = None
             job.stored_lease = 0
 
-    def _note_key(self, job: Job, stored: int, recorded: int) -> None:
-        """A key is taken by a job that is new or retried, and freed by one that is finished, if that ends it."""
-        extras = job.extras
-        if not stored or stored >= _FIRST_FINISHED > recorded:
-            row = (extras.unique_key, *taken_by(job))
-            self._keys[extras.unique_key] = (*row, record_sum(*row))
-        if recorded >= _FIRST_FINISHED and extras.unique_mode == "until_done":
-            self._freed.append((extras.unique_key, job.id))
-            if self._keys.get(extras.unique_key, (None, None))[1] == job.id:
-                del self._keys[extras.unique_key]
+    def _note_key(self, job: Job, stored: int) -> None:
+        """A key is taken by a job that is new or retried, and freed by one whose claim to it is over."""
+        key = job.extras.unique_key
+        if is_claim_over(job):
+            self._freed.append((key, job.id))
+            if self._keys.get(key, (None, None))[1] == job.id:
+                del self._keys[key]
+        elif not stored or stored >= _FIRST_FINISHED > job.state:
+            row = (key, *taken_by(job))
+            self._keys[key] = (*row, record_sum(*row))
 
     def _note_kept(self, job: Job, stored: int, recorded: int) -> None:
         """A job that asked how long it is kept has a row from its end on, until it is retried."""

@@ -115,6 +115,41 @@ def test_unique_keys_are_kept_until_their_jobs_are_finished_or_their_time_is_ove
     assert {key for key, _ in house.restored.keys} == {"held", "done"}
 
 
+def test_a_debounced_job_has_its_key_until_a_worker_gets_it(house: House) -> None:
+    def debounced(key: str) -> Job:
+        job = house.new()
+        job.extras = Extras(unique_key=key, unique_mode="debounce", unique_for=9.0, debounce_max=20.0)
+        return job
+
+    waits, begun, cancelled, at_once = (debounced(key) for key in ("waits", "begun", "cancelled", "at once"))
+    at_once.fence = 4
+    house.save(waits, begun, cancelled, at_once)
+    begun.fence, cancelled.state, cancelled.finished_at = 3, State.CANCELLED, NOW
+    house.save(begun, cancelled)
+    second = debounced("begun")
+    house.save(second)
+    begun.crashes = 1
+    house.save(begun)  # written again while another has the key
+    finish(begun)
+    house.save(begun)
+    house.reopen()
+
+    assert dict(house.restored.keys) == {"waits": Taken(waits.id, None, True), "begun": Taken(second.id, None, True)}
+    assert house.store.load([waits.id])[waits.id].extras == waits.extras
+
+
+def test_a_debounced_job_that_ran_and_waits_again_does_not_take_its_key_from_another(house: House) -> None:
+    first, second = house.new(), house.new()
+    first.extras = second.extras = Extras(unique_key="k", unique_mode="debounce", unique_for=9.0)
+    first.fence = 3
+    house.save(finish(first))
+    first.state, first.finished_at = State.QUEUED, None
+    house.save(second, first)  # one batch: submitted, and the other retried by hand
+    house.reopen()
+
+    assert house.restored.keys == [("k", Taken(second.id, None, True))]
+
+
 def test_a_key_may_change_hands_in_one_batch(house: House) -> None:
     first, second = house.new(), house.new()
     first.extras = second.extras = Extras(unique_key="k")

@@ -33,5 +33,5 @@ def test_a_row_names_what_there_is(row: list[str]) -> None:
 def test_every_option_of_a_job_that_is_not_plain_has_a_row() -> None:
     text = " ".join(" ".join(row) for row in ROWS)
 
-    for name in ("attempts", "expires_in", "timeout", "soft_timeout", "unique_key", "keep_for"):
+    for name in ("attempts", "expires_in", "timeout", "soft_timeout", "unique_key", "on_duplicate", "debounce_max", "keep_for"):
         assert name in OPTIONS and name in text

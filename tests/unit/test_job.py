@@ -90,6 +90,8 @@ BAD = {
     "unique_for": [0, -1, 366 * 86400 + 1, math.nan, True, "1"],
     "keep_for": [-0.001, 366 * 86400 + 1, math.nan, math.inf, True, "1"],
     "unique_mode": ["", "debounced", 1, ["throttle"]],
+    "on_duplicate": ["", "drop", True, ["replace"]],
+    "debounce_max": [0, -1, 366 * 86400 + 1, math.nan, True, "1"],
     "retry_never": ["OSError", [1], [""], ["x" * 129], ["E"] * 21, {"E": 1}],
 }
 
@@ -104,6 +106,28 @@ def test_a_bad_field_is_named(field: str, value: object) -> None:
         parse_new_job(item, 10)
 
     assert caught.value.field == field and field in caught.value.message
+
+
+DEBOUNCED = {"unique_key": "k", "unique_mode": "debounce", "unique_for": 5}
+
+
+@pytest.mark.parametrize("field, item", [
+    ("unique_mode", {"unique_mode": "debounce"}), ("on_duplicate", {"on_duplicate": "keep"}), ("debounce_max", {"debounce_max": 5}),
+    ("unique_for", {"unique_key": "k", "unique_mode": "debounce"}), ("debounce_max", {"unique_key": "k", "debounce_max": 5}),
+    ("debounce_max", {**DEBOUNCED, "debounce_max": 4}), ("on_duplicate", {**DEBOUNCED, "on_duplicate": "keep"}),
+    ("delay", {**DEBOUNCED, "delay": 0}), ("run_at", {**DEBOUNCED, "run_at": 0}),
+])
+def test_options_of_uniqueness_that_do_not_go_together_are_refused_by_name(field: str, item: dict) -> None:
+    with pytest.raises(InvalidError) as caught:
+        parse_new_job({"task": "t", **item}, 10)
+
+    assert caught.value.field == field and field in caught.value.message
+
+
+def test_the_delay_of_a_debounced_job_is_its_quiet_time() -> None:
+    options = parse_new_job({"task": "t", **DEBOUNCED, "debounce_max": 5, "on_duplicate": "replace"}, 10).options
+
+    assert (options.delay, options.extras.unique_for, options.extras.debounce_max) == (5.0, 5.0, 5.0)
 
 
 def test_every_option_has_a_test_of_bad_values() -> None:

@@ -16,7 +16,7 @@ LEVELS: list[list[str]] = [
     ["errors", "clock", "needs", "own_process", "patching"],
     ["job", "records", "number_blocks", "lanes", "scheduled", "lease_watch", "look_ahead", "suspects", "retries", "expiry", "unique", "distributions", "tally",
      "pauses", "queue_limits", "paces", "schedule_limits", "recurrence", "job_log", "events", "failures", "filters", "filter_text", "keeping"],
-    ["groups", "sessions", "effects", "leases", "deadlines", "controls", "engine", "gates", "views", "waits", "submit_options", "when_full", "default_client", "task_outcomes",
+    ["groups", "sessions", "effects", "leases", "deadlines", "controls", "duplicates", "engine", "gates", "views", "waits", "submit_options", "when_full", "default_client", "task_outcomes",
      "task_functions", "context", "run_reports", "tasks", "schedules"],
     ["stores.*", "logs", "tables"],
     ["protocol"],
@@ -24,7 +24,7 @@ LEVELS: list[list[str]] = [
     ["desk", "dispatch", "schedule_runs", "checkup", "client", "client_cli", "client_cli_schedules", "client_backup", "client_demo", "client_events", "client_event_cli",
      "client_failures", "client_failure_cli", "client_filters", "client_jobs", "client_logs", "client_schedules", "client_submits", "client_waits", "client_controls", "client_control_cli", "client_limit_cli",
      "report_sender", "worker_options"],
-    ["figures", "metrics", "verb_parts", "matching", "control_verbs", "bulk_verbs", "failure_verbs", "log_verbs", "event_verbs", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
+    ["figures", "metrics", "verb_parts", "key_holders", "matching", "control_verbs", "bulk_verbs", "failure_verbs", "log_verbs", "event_verbs", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
     ["worker", "broker", "demo", "testing", "testing_failures", "testing_steering", "testing_bulk", "testing_limits", "testing_queue_limits", "testing_broker", "testing_clock", "pytest_plugin"],
     ["run"],
 ]

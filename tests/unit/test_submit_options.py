@@ -91,7 +91,8 @@ def test_a_copy_is_like_the_job_but_for_what_is_changed_and_for_when_it_ran() ->
     assert wire_copy(SHOWN, b"raw", True, {"retry_for": 60}) == {
         **{name: value for name, value in same.items() if name != "attempts"}, "payload": b"raw", "encoding": "raw", "retry_for": 60}
     throttled = {**SHOWN, "options": {"unique_key": "k", "unique_for": 60, "unique_mode": "throttle"}}
-    assert not {"unique_key", "unique_for", "unique_mode"} & wire_copy(throttled, None, False, {"unique_key": None}).keys()
+    throttled["options"]["on_duplicate"] = "replace"
+    assert not {"unique_key", "unique_for", "unique_mode", "on_duplicate"} & wire_copy(throttled, None, False, {"unique_key": None}).keys()
     assert wire_copy({**SHOWN, "encoding": "raw", "payload": b"ab"}, None, False, {})["encoding"] == "raw"
 
 

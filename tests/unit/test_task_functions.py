@@ -305,6 +305,16 @@ def test_equal_payloads_have_equal_keys_and_types_are_told_apart(taken: Taken) -
 
 
 @pytest.mark.usefixtures("all_options")
+def test_what_goes_with_a_key_goes_with_unique(taken: Taken) -> None:
+    task(unique="sum {a}", unique_mode="debounce", unique_for=5, debounce_max=9)(add).enqueue(1)
+    [job] = taken.jobs
+    assert (job["unique_key"], job["unique_mode"], job["debounce_max"]) == ("sum 1", "debounce", 9)
+    with pytest.raises(InvalidError, match="unique_for needs a unique_key"):
+        task(unique_for=5)(add)
+    with pytest.raises(InvalidError, match="delay and the unique_mode debounce exclude each other"):
+        task(unique=True, unique_mode="debounce", unique_for=5, delay=1)(add)
+
+
 def test_unique_may_be_a_format_string_or_a_function_of_the_arguments(taken: Taken) -> None:
     task(unique="sum {a}-{b}")(add).enqueue(1)
     task(unique=lambda a, **others: f"a{a}")(add).enqueue(7)

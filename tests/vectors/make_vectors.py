@@ -53,6 +53,10 @@ MESSAGES: dict[str, tuple[str, dict]] = {
     "submit_reply": ("S: ids, in order", {"id": 2, "jobs": [7, 8]}),
     "submit_reply_item_refused": ("S: one of two was refused", {"id": 2, "jobs": [7, {"code": "INVALID",
                                   "message": "priority must be an integer from 1 (first) to 10 (last)", "field": "priority"}]}),
+    "submit_debounced": ("C: one job of many events", {"verb": "submit", "id": 2, "jobs": [{"task": "reindex", "payload": PAYLOAD,
+                         "unique_key": "reindex:7", "unique_mode": "debounce", "unique_for": 2.0, "debounce_max": 30.0}]}),
+    "submit_reply_duplicate": ("S: a job that waits has the key, and now this payload", {"id": 2, "jobs": [
+                               {"duplicate": 7, "state": "scheduled", "replaced": True}]}),
     "cancel": ("C:", {"verb": "cancel", "id": 3, "jobs": [8]}),
     "cancel_reply": ("S:", {"id": 3, "outcomes": ["cancelled"]}),
     "retry": ("C:", {"verb": "retry", "id": 19, "jobs": [9, 7]}),
