@@ -386,6 +386,13 @@ def without_a_worker_the_page_says_how_to_start_one(visit: Visit) -> None:
     page.wait_for_selector(".sheet .s-cancelled")
     page.keyboard.press("Escape")
     visit.wait_row(number, "status", "cancelled")
+    for mode, (job, told) in visit.facts.items():
+        page.evaluate(f"location.hash = '#/jobs?job={job}'")
+        page.wait_for_selector(f"#h-drawer:has-text('#{job}')")
+        said = page.locator(f"dd:has([data-mode='{mode}'])").inner_text()
+        assert all(word in said for word in told), said
+        page.keyboard.press("Escape")
+        page.wait_for_selector(".sheet", state="detached")
 
 
 def at(visit: Visit, address: str) -> None:

@@ -155,7 +155,12 @@ def test_with_one_worker(scenarios: Scenarios, with_one_worker: object, name: st
 
 
 def test_without_a_worker_the_page_says_how_to_start_one(scenarios: Scenarios, broker: object) -> None:
-    scenarios.run(broker, "without_a_worker_the_page_says_how_to_start_one")
+    modes = {"until_done": (["until the job is finished, at the latest in"], {"unique_for": 60}),
+             "throttle": (["in "], {"unique_for": 60}),
+             "debounce": (["puts it off by 60 s, at the latest in"], {"unique_for": 60, "debounce_max": 600})}
+    keyed = {mode: (submit(broker, "t", {}, unique_key=f"<b>{mode}", unique_mode=mode, **options), told)
+             for mode, (told, options) in modes.items()}
+    scenarios.run(broker, "without_a_worker_the_page_says_how_to_start_one", keyed)
 
 
 @pytest.fixture(scope="module")

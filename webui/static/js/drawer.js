@@ -130,12 +130,24 @@ function Facts({ job }) {
     ["Requeued", `${count(job.requeues)} ${job.requeues === 1 ? "time" : "times"}`],
     ["Encoding", job.encoding],
     ...Object.entries(job.options || {}).map(([name, value]) => [`Option ${name.replaceAll("_", " ")}`, html`<bdi>${optionText(name, value)}</bdi>`]),
+    job.options && job.options.unique_key && ["Key taken", html`<${KeyTaken} job=${job} />`],
   ].filter(Boolean);
   return html`<dl class="facts">${rows.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;
 }
 
 /** An option that the job was submitted with; numbers but `attempts` are seconds. */
 const optionText = (name, value) => (typeof value !== "number" ? visible(String(value)) : name === "attempts" ? count(value) : `${count(value)} s`);
+
+/** Until when its unique key is taken. */
+function KeyTaken({ job }) {
+  const { unique_mode: mode = "until_done", unique_for: span, debounce_max: most } = job.options;
+  const by = (after) => html`<${Moment} at=${job.submitted_at + after} />`;
+  return html`<span data-mode=${mode}>${{
+    until_done: html`until the job is finished${span && html`, at the latest ${by(span)}`}`,
+    throttle: by(span),
+    debounce: job.attempt || FINISHED.includes(job.state) ? "no more" : html`until a worker gets it; each submit puts it off by ${length(span)}${most && html`, at the latest ${by(most)}`}`,
+  }[mode]}</span>`;
+}
 
 /** How the runs ended that did not complete the job. */
 function Runs({ job }) {
