@@ -1,9 +1,9 @@
 """For users' tests: a client without a broker. It runs jobs at once (inline) or when told to (capture), and remembers them.
 
 What goes in and comes out is packed and unpacked as on the way through a broker, and a task is called as a worker calls it. Pauses,
-changes, logs and explanations are in testing_steering.py, filters in testing_bulk.py, groups of failures in testing_failures.py. Must
-not know pytest (greenroom/pytest_plugin.py). What only the broker knows (unique keys, schedules, hard time limits) is not imitated
-here: greenroom/testing_broker.py starts a real one.
+changes, logs and explanations are in testing_steering.py, filters in testing_bulk.py, groups of failures in testing_failures.py, unique
+keys in testing_unique.py. Must not know pytest (greenroom/pytest_plugin.py). What only the broker knows (schedules, hard time limits) is
+not imitated here: greenroom/testing_broker.py starts a real one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from greenroom.testing_limits import SoftLimits
 from greenroom.queue_limits import LimitedQueue
 from greenroom.testing_queue_limits import LocalLimits
 from greenroom.testing_steering import WAITING, LocalReports, LocalSteering
+from greenroom.testing_unique import LocalKeys
+from greenroom.unique import Duplicate
 from greenroom.when_full import WhenFull, when_full
 
 #: Runs of one run_due. A task that enqueues itself would go on for ever.
@@ -97,7 +99,7 @@ class LocalJob:
         return {**view, "payload": self.payload} if payload else view
 
 
-class LocalClient(LocalBulk, LocalFailures, LocalLimits, LocalSteering):
+class LocalClient(LocalBulk, LocalFailures, LocalLimits, LocalSteering, LocalKeys):
     """Stands where a Client would. Safe in any thread; tasks run in the thread that submits, or calls run_due or advance.
 
     Args:
@@ -126,6 +128,7 @@ class LocalClient(LocalBulk, LocalFailures, LocalLimits, LocalSteering):
         self._scheduled: list[tuple[float, int]] = []  # run_at and id
         self._fences = itertools.count(1)
         self._soft_limits = SoftLimits(self.now)
+        self._keys: dict[str, LocalJob] = {}  # unique key -> the job that took it last
         self._pauses: dict[tuple[str, str], dict] = {}  # (kind, name) -> as Client.pause has it
         self._limits: dict[str, LimitedQueue] = {}
 
@@ -251,23 +254,28 @@ class LocalClient(LocalBulk, LocalFailures, LocalLimits, LocalSteering):
         if found:
             raise AssertionError(f"{len(found)} of {_told(task, options, arguments)} enqueued, none expected{self._listed()}")
 
-    def _take(self, job: dict | GreenroomError) -> int | GreenroomError:
+    def _take(self, job: dict | GreenroomError) -> int | Duplicate | GreenroomError:
         if isinstance(job, GreenroomError):
             return job
         options = {name: value for name, value in job.items() if name not in ("task", "payload", "encoding")}
         payload = job.get("payload", OPTIONS["payload"].default)
         if len(payload) > DEFAULT_LIMITS.payload:
             return TooLargeError(f"payload has {len(payload)} bytes, the limit is {DEFAULT_LIMITS.payload}", field="payload")
-        no_room = self._no_room(options.get("queue", OPTIONS["queue"].default), options.get("priority", OPTIONS["priority"].default), len(payload))
-        if no_room is not None:
-            return no_room
         now = self.now()
-        run_at = now + job["delay"] if "delay" in job else job.get("run_at")
+        delay = job["unique_for"] if job.get("unique_mode") == "debounce" else job.get("delay")
+        run_at = job.get("run_at") if delay is None else now + delay
         with self._lock:
+            duplicate = self._duplicate(job, payload)
+            if duplicate is not None:
+                return duplicate
+            no_room = self._no_room(options.get("queue", OPTIONS["queue"].default), options.get("priority", OPTIONS["priority"].default), len(payload))
+            if no_room is not None:
+                return no_room
             taken = LocalJob(len(self.submitted) + 1, job["task"], payload, job.get("encoding", "msgpack"), options, now, run_at)
             if "expires_in" in job:
                 taken.expires_at = max(now, run_at or now) + job["expires_in"]
             self.submitted.append(taken)
+            self._claim(taken)
             self._line_up(taken)
         return taken.id
 

@@ -35,6 +35,7 @@ class LocalSteering:
     _line_up: Callable[[LocalJob], None]
     _run_inline: Callable[[], None]
     _missing: Callable[[int], GreenroomError]
+    _claim: Callable[[LocalJob], None]
 
     def __getattr__(self, name: str) -> object:
         """Stand for what a Client has and this one has not: an error that says so, when it is called."""
@@ -130,6 +131,10 @@ class LocalSteering:
             no_room = self._no_room(job.option("queue"), job.option("priority"), len(job.payload))
             if no_room is not None:
                 return no_room
+            try:
+                self._claim(job)
+            except ConflictError as exc:
+                return exc
             job.failures = 0
             job.failed_since = job.error = job.finished_at = job.run_at = job.expires_at = None
             self._line_up(job)

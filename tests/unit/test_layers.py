@@ -25,7 +25,7 @@ LEVELS: list[list[str]] = [
      "client_failures", "client_failure_cli", "client_filters", "client_jobs", "client_logs", "client_schedules", "client_submits", "client_waits", "client_controls", "client_control_cli", "client_limit_cli",
      "report_sender", "worker_options"],
     ["figures", "metrics", "verb_parts", "key_holders", "matching", "control_verbs", "bulk_verbs", "failure_verbs", "log_verbs", "event_verbs", "verbs", "schedule_verbs", "conversation", "session", "listener", "webui.*"],
-    ["worker", "broker", "demo", "testing", "testing_failures", "testing_steering", "testing_bulk", "testing_limits", "testing_queue_limits", "testing_broker", "testing_clock", "pytest_plugin"],
+    ["worker", "broker", "demo", "testing", "testing_failures", "testing_steering", "testing_unique", "testing_bulk", "testing_limits", "testing_queue_limits", "testing_broker", "testing_clock", "pytest_plugin"],
     ["run"],
 ]
 
