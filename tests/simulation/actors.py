@@ -164,6 +164,7 @@ class Producer(Actor):
     def __init__(self, run: Run, name: str, submits: int) -> None:
         super().__init__(run, name)
         self.left = submits
+        self.pace_s = run.pace_s
         self.submissions: list[Submission] = []
         self.ids: list[int] = []
 
@@ -187,7 +188,7 @@ class Producer(Actor):
         return not self.left and all(submission.ids is not None or submission.is_over for submission in self.submissions)
 
     def _step(self) -> None:
-        self.later(self.rng.expovariate(1 / self.run.pace_s), self._step)
+        self.later(self.rng.expovariate(1 / self.pace_s), self._step)
         if not self.is_greeted:
             return
         draw = self.rng.random()
@@ -199,9 +200,13 @@ class Producer(Actor):
         elif self.ids:
             self._look_after(self.rng.choice(self.ids[-self.rng.choice([3, 30]):]))
 
+    def new_items(self) -> list[dict]:
+        """Return the jobs of a submit."""
+        return self.run.new_items()
+
     def _submit(self) -> None:
         key = self.rng.randbytes(16) if self.rng.random() < 0.8 else None
-        submission = Submission(key, self.run.new_items(), self.run.house.now)
+        submission = Submission(key, self.new_items(), self.run.house.now)
         self.submissions.append(submission)
         self._send(submission)
         if submission.key is not None and self.world.chance(self.run.duplicates):
@@ -251,7 +256,9 @@ class Producer(Actor):
                 if isinstance(job_id, dict) and job_id.get("field") in ("queue", "payload"):
                     refused.append(item)
                 elif isinstance(job_id, dict):
-                    if "unique_key" not in item or job_id["duplicate"] not in self.history.house.newest().keys() | self.history.may_be_gone:
+                    is_there = job_id["duplicate"] in self.history.house.newest()
+                    is_told = job_id["state"] is not None
+                    if "unique_key" not in item or not (is_there and is_told or job_id["duplicate"] in self.history.may_be_gone):
                         raise Violation(f"U1: {item} was answered {job_id}")
                     self.world.counts["duplicate"] += 1
                     continue

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from greenroom import suspects
 from tests.core import FINISHED_LABELS, lease_end
 from tests.simulation.blame import Blame
+from tests.simulation.keyed import KeyHistory
 from tests.simulation.world import Violation, World
 from greenroom.errors import GreenroomError
 from greenroom.job import FINISHED_STATES, Job, State
@@ -76,6 +77,7 @@ class History:
         self._attempts: dict[int, int] = {}  # job -> attempt, in this life of the broker
         self._attempts_before: dict[int, int] = {}  # … and the highest of earlier lives
         self._granted_at: dict[tuple[int, int], float] = {}
+        self._granted_payloads: dict[tuple[int, int], bytes] = {}
         self._extended: dict[tuple[int, int], float] = {}
         self._requeued: dict[tuple[int, int], str] = {}  # (job, fence) -> why its lease ended
         self._forgiven: list[tuple[float, float]] = []  # (when, how much)
@@ -88,10 +90,15 @@ class History:
         self._started_at = 0.0
         self._message: dict = {}
         self.blame = Blame(house)
+        self.keys = KeyHistory(world)
         self.planner: Planner | None = None  # who keeps schedules, if this run has any
         house.store.on_pruned = self.pruned
 
     # -- what the broker does -----------------------------------------------------------------------------------------------
+
+    def note_spec(self, item: dict, delay: float | None) -> None:
+        """A producer is about to ask for this job."""
+        self.attempted[item["payload"]] = Spec(item["task"], item["queue"], item["priority"], None, delay)
 
     def accepted(self, job: Job) -> None:
         """A job was taken in: as it was asked for (I2)."""
@@ -101,6 +108,7 @@ class History:
             raise Violation(f"I15: {job} is for {job.run_at}, was for {due}")
         self._check_limit(job)
         self.payloads[job.id] = job.payload
+        self.keys.accepted(job)
         if job.state is State.QUEUED:
             self.falls_due(job)
 
@@ -131,8 +139,15 @@ class History:
             self.world.counts["a queued job is changed"] += 1
             if job.id not in self._fell_due:
                 self.falls_due(job)
+        else:
+            self._fell_due.discard(job.id)
         self.world.note("change", job, job.priority)
         self._variants.setdefault(self.payloads[job.id], []).append((job.queue, job.priority))
+
+    def replaced(self, job: Job, payload: bytes) -> None:
+        """A duplicate gave its payload to a job that waits: from now on it is that of the job, whoever changed it how before."""
+        self._variants.setdefault(payload, []).extend([*self._variants.get(self.payloads[job.id], []), (job.queue, job.priority)])
+        self.payloads[job.id] = payload
 
     def _answered_change(self, message: dict, answer: dict) -> None:
         for job_id, told in zip(message["jobs"], answer["outcomes"]):
@@ -189,6 +204,8 @@ class History:
         highest = self._attempts_before.get(job.id, 0)
         if job.attempt != known + 1 if known is not None else not 1 <= job.attempt <= highest + 1:
             raise Violation(f"I11: {job} is at attempt {job.attempt} after {known} (before the restart {highest})")
+        self.keys.granted(job, self.payloads[job.id])
+        self._granted_payloads[job.id, job.fence] = job.payload
         self._attempts[job.id] = job.attempt
         self._granted_at[job.id, job.fence] = now
         self.blame.granted(job)
@@ -363,12 +380,15 @@ class History:
             self._attempts_before[job_id] = max(attempt, self._attempts_before.get(job_id, 0))
         self._attempts.clear()
         self._granted_at.clear()
+        self._granted_payloads.clear()
         self._extended.clear()
         self.house.fences = dict(self._fences)  # a number that nobody saw may be given again
         self._forgiven.clear()
         rows = self.house.store._jobs
         self.blame.broker_died(rows)
-        self.payloads = {job_id: payload for job_id, payload in self.payloads.items() if job_id in rows}
+        self.payloads = {job_id: payload if job_id not in self.keys.orders else rows[job_id].payload
+                         for job_id, payload in self.payloads.items() if job_id in rows}
+        self._fell_due.update(job_id for job_id, row in rows.items() if row.state is State.QUEUED)
 
     def restarted(self, restored: Restored) -> None:
         """The broker is back: what was told is on its disk (I1, I6, I16)."""
@@ -405,12 +425,9 @@ class History:
                 continue
             if row is None:
                 raise Violation(f"I1: job {job_id} was accepted and is gone")
-            if row.payload is not None and row.payload != payload:
+            if row.payload is not None and row.payload != payload and job_id not in self.keys.orders:
                 raise Violation(f"I2: job {job_id} has payload {row.payload!r}, was {payload!r}")
-        keys = Counter(row.extras.unique_key for row in rows.values()
-                       if row.state not in FINISHED_STATES and row.extras is not None and row.extras.unique_key is not None)
-        if keys and max(keys.values()) > 1:
-            raise Violation(f"U1: unfinished jobs share a unique key: {keys}")
+        self.keys.check(rows)
         back = self.deleted & rows.keys()
         if back:
             raise Violation(f"I1: the jobs {sorted(back)} were deleted and are there")
@@ -475,14 +492,16 @@ class History:
 
     def _answered_submit(self, message: dict, answer: dict) -> None:
         self.world.counts["submit repeated"] += bool(answer.get("repeated"))
+        self.keys.answered(message["jobs"], answer["jobs"])
 
     def _answered_reserve(self, message: dict, answer: dict) -> None:
         """Each delivery is a new one, of a job as it was submitted (I2, I4, I5), and tells of its crashes (I12)."""
         for job_id, fence, task, payload, _, queue, _, priority, *crashes in answer["jobs"]:
             self.blame.delivered(job_id, fence, crashes)
             self._is_as_asked(payload, task, queue, priority)
-            if self.payloads.get(job_id) != payload:
-                raise Violation(f"I2: job {job_id} was delivered with {payload!r}, is {self.payloads.get(job_id)!r}")
+            given = self._granted_payloads.get((job_id, fence))  # it may have come back since, and got another one
+            if given != payload:
+                raise Violation(f"I2: job {job_id} was delivered with {payload!r}, was granted with {given!r}")
             if (job_id, fence) in self.delivered:
                 raise Violation(f"I5: job {job_id} was delivered twice under fence {fence}")
             if fence <= self._fences.get(job_id, 0):

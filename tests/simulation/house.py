@@ -19,13 +19,14 @@ from greenroom.conversation import SWEEP_S, Conversation, Conversations
 from greenroom.desk import Desk, Step
 from greenroom.engine import Engine
 from greenroom.errors import DrainingError, GreenroomError, InternalError, StoreError, UnknownOutcomeError
-from greenroom.job import RETRYABLE_STATES, Job, State
+from greenroom.job import RETRYABLE_STATES, Job, JobOptions, State
 from greenroom.lanes import Lane, Window
 from greenroom.leases import Caps, Timing
 from greenroom.protocol import parse_settle
 from greenroom.records import Lost
 from greenroom.sessions import Session
 from greenroom.stores import Reader
+from greenroom.unique import Duplicate
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
@@ -48,6 +49,19 @@ class SimEngine(CheckedEngine):
         for job in jobs:
             self.house.history.accepted(job)
         return jobs
+
+    def _duplicate(self, job_id: int, options: JobOptions, payload: bytes, now: float, find: Callable) -> object:
+        history = self.house.history
+        was_known = job_id in self.jobs or job_id in self.effects.dirty or self.house.desk.in_memory(job_id) is not None
+        history.keys.coming = payload
+        outcome = super()._duplicate(job_id, options, payload, now, find)
+        history.keys.coming = None
+        if isinstance(outcome, Duplicate):
+            job = self.effects.dirty.get(job_id) if outcome.replaced else None
+            history.keys.duplicate(job, payload, history.payloads.get(job_id), is_replaced=outcome.replaced, was_known=was_known)
+            if outcome.replaced:
+                history.replaced(job, payload)
+        return outcome
 
     def _enqueue_new(self, job: Job, place: int) -> None:
         if job.state is State.SCHEDULED:

@@ -21,12 +21,13 @@ from greenroom.job import Job, State, rank_of
 from greenroom.lanes import Lane
 from greenroom.leases import LeaseRules
 from greenroom.queue_limits import LimitedQueue
-from greenroom.records import Gone, LogLine, Lost, Restored, SettleItem
+from greenroom.records import Gone, LogLine, Lost, Restored, SettleItem, Submission
 from greenroom.scheduled import Scheduled
 from greenroom.sessions import RunLimits
 from greenroom.stores.memory import MemoryStore
 from greenroom.subscriptions import Subscriptions
 from greenroom.suspects import Suspects
+from greenroom.unique import Keys, is_claim_over
 
 Function = Callable[..., Any]
 
@@ -360,6 +361,24 @@ def limits_forgotten(real: Function) -> Function:
     return open_
 
 
+def replaced_payload_not_written(real: Function) -> Function:
+    """A job that got another payload keeps the old one on disk."""
+    def apply(self: MemoryStore, jobs: list[Job], submissions: list[Submission]) -> None:
+        for job in jobs:
+            if job.rewrite is not None:
+                job.rewrite = job.rewrite._replace(has_payload=False)
+        real(self, jobs, submissions)
+    return apply
+
+
+def key_freed_whoever_has_it(real: Function) -> Function:
+    """A job whose claim is over frees its key, although another has that by now."""
+    def moved(self: Keys, job: Job) -> None:
+        if is_claim_over(job):
+            self._taken.pop(job.extras.unique_key, None)
+    return moved
+
+
 PLANTS = [
     Plant("fence not checked", LeaseRules, "settle", fence_not_checked, 40),
     Plant("late settle accepted after redelivery", LeaseRules, "_settle_late", late_settle_after_redelivery, 40),
@@ -395,6 +414,8 @@ PLANTS = [
     Plant("payloads mixed", batches, "_delivered", payloads_mixed, 40),
     Plant("a delivery does not tell of crashes", batches, "_delivered", crashes_not_told, 40),
     Plant("suspects run together", Suspects, "is_suspect", suspects_together, 40),
+    Plant("a replaced payload is not written", MemoryStore, "apply", replaced_payload_not_written, 40),
+    Plant("a key is freed whoever has it", Keys, "moved", key_freed_whoever_has_it, 60),
     Plant("a repeated submit has another outcome", Batches, "find_submission", another_outcome, 40),
     Plant("a full queue takes one more", LimitedQueue, "refusals", one_too_many, 40),
     Plant("limits forgotten at a restart", MemoryStore, "open", limits_forgotten, 120),

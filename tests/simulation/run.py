@@ -19,6 +19,7 @@ from tests.simulation.actors import QUEUES, STEERER_PAUSE_S, TASKS, Actor, Admin
 from tests.simulation.blame import POISONED_EVERY
 from tests.simulation.history import History, Spec
 from tests.simulation.house import POINTS, Alarm, House
+from tests.simulation.keyed import KEYED_EVERY, KeyedProducer
 from tests.simulation.limiter import LIMITED_EVERY, Limiter
 from tests.simulation.network import Wire
 from tests.simulation.planner import PLANNED_EVERY, Planner
@@ -26,7 +27,7 @@ from tests.simulation.stores import SimStore, TwinStore
 from tests.simulation.subscriber import FEW_EVENTS, SUBSCRIBED_EVERY, Subscriber
 from tests.simulation.workers import Habits, Worker
 from tests.simulation.world import Violation, World
-from greenroom import batches, clock, engine, events, lanes, leases, scheduled, suspects
+from greenroom import batches, clock, desk, engine, events, lanes, leases, scheduled, suspects
 from greenroom.lanes import Window
 from greenroom.leases import Caps, Timing
 from greenroom.stores import Retention
@@ -117,6 +118,7 @@ class Run:
         self.is_flood = seed % FLOOD_EVERY == 7
         self.uses_sqlite = seed % SQLITE_EVERY == 5 and not self.is_flood
         self.pace_s = rng.choice([0.3, 0.6, 1.0])
+        self.is_keyed = self.seed % KEYED_EVERY == 0 and not self.is_flood
         self.duplicates = 0.3 if "duplicates" in self.faults else 0.0
         self.resends = 0.005 if self.is_flood else 0.05
         self.cancels = 0.3 if "cancels" in self.faults else 0.03
@@ -157,6 +159,8 @@ class Run:
             (scheduled, "MAX_IN_MEMORY", numbers.scheduled), (scheduled, "REFILL_BELOW", numbers.scheduled_refill),
             (batches, "BLOCK_NUMBERS", numbers.block), (batches, "SLICE_JOBS", numbers.slice_jobs),
             (batches, "MAX_BATCH_JOBS", numbers.batch_jobs), (lanes, "REFILL_BELOW", numbers.refill_below),
+            # One job a look and a gap, so that the jobs that a submit has to load come in several.
+            (desk, "LOAD_IDS", 1 if self.is_keyed else desk.LOAD_IDS), (batches, "LOAD_COST", 8 if self.is_keyed else batches.LOAD_COST),
             (engine, "REFILL_TO", numbers.refill_to), (events, "MAX_EVENTS", self._kept_events), (clock, "time", self.world),
             (suspects, "SUSPECT_WAIT_S", SUSPECT_WAIT_S), (leases, "SUSPECT_WAIT_S", SUSPECT_WAIT_S))]
         logger, alarm = logging.getLogger("greenroom"), Alarm()
@@ -217,6 +221,8 @@ class Run:
                 habits = habits._replace(slots=1000, job_s=0.2)
             self.workers.append(Worker(self, f"w{number}-{habits.kind}", habits))
         self.admin = Admin(self, "admin")
+        if self.is_keyed:
+            self.producers.append(KeyedProducer(self, "keyed", 25))
         self.actors = [*self.producers, *self.workers, self.admin]
         if self.seed % PLANNED_EVERY == 1 and not self.is_flood:
             self.history.planner = Planner(self, "planner")
@@ -230,14 +236,18 @@ class Run:
             self.subscriber = Subscriber(self, "subscriber")
             self.actors.append(self.subscriber)
 
+    def new_payload(self, dots: int) -> bytes:
+        """Return a payload that no other job has."""
+        self._payloads += 1
+        return b"%d:" % self._payloads + b"." * dots
+
     def new_items(self) -> list[dict]:
         """Return the jobs of a submit, and tell the history of them."""
         rng = self.world.rng
         count = rng.choice([300, 1000]) if self.is_flood else rng.choice([1, 1, 1, 2, 3, 6])
         items = []
         for _ in range(count):
-            self._payloads += 1
-            payload = b"%d:" % self._payloads + b"." * rng.choice([0, 20] if self.is_flood else [0, 20, 90, 513, 900])
+            payload = self.new_payload(rng.choice([0, 20] if self.is_flood else [0, 20, 90, 513, 900]))
             item: dict[str, object] = {"task": rng.choice(TASKS), "queue": rng.choice(QUEUES), "payload": payload,
                                        "encoding": "raw", "priority": rng.choice([1, 5, 5, 10])}
             run_at = delay = None
