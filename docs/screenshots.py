@@ -16,6 +16,8 @@ from typing import NamedTuple
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 
+TIMEOUT_MS = 120_000  # the demo beside it is a load
+
 
 class Picture(NamedTuple):
     """One picture: where the page is, how large the window, and what must be there before it is taken."""
@@ -64,6 +66,7 @@ def main(url: str, folder: str = os.path.join(os.path.dirname(os.path.abspath(__
         for name, picture in PICTURES.items():
             page = browser.new_page(viewport={"width": picture.width, "height": picture.height}, color_scheme=picture.theme,
                                     reduced_motion="reduce")
+            page.set_default_timeout(TIMEOUT_MS)
             page.goto(url + picture.address)
             page.wait_for_selector("#link.tone-ok")
             page.wait_for_selector(picture.shows)
