@@ -214,6 +214,17 @@ def test_refused_submits_of_many_tasks_leave_no_lanes_behind() -> None:
     assert len(core.engine.lanes) <= 20 and outcomes(core, new_job(queue="other")) == ["in"]
 
 
+def test_nor_do_duplicates_and_jobs_beyond_the_cap_of_unique_keys() -> None:
+    core = Core(caps=Caps(lanes=20))
+    (first,) = submitted(core, new_job(unique_key="k"))
+    core.engine.keys.cap = 1
+
+    for n in range(60):
+        assert outcomes(core, new_job(str(n), unique_key="k"), new_job(f"other{n}", unique_key="l")) == [Duplicate(first, "queued"), "FULL"]
+
+    assert len(core.engine.lanes) <= 20 and outcomes(core, new_job("last")) == ["in"]
+
+
 def test_there_is_a_cap_and_a_limit_that_is_there_can_be_replaced_beyond_it() -> None:
     core = Core()
     for number in range(MAX_LIMITS):
