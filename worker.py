@@ -363,11 +363,13 @@ class Worker:
         lease = self._suspects.lease
         if lease is None:
             return
-        step = self._suspects.step(self._held.keys(), now, may_get_more=self._reserve is not None and self._reserve.n > 0)
+        step = self._suspects.step(self._held.keys(), now, may_get_more=self._reserve is not None)
+        if step is None or self._held[lease].stage != "in pool":
+            return  # a cancel or a drain may have taken it back before
         if step is Step.BEGIN:
             log.info("job %d crashed before: nothing new is taken until it ends", lease[0])
             self._pool.release(*lease)
-        elif step is Step.GIVE_BACK:
+        else:
             log.info("job %d crashed before, and its neighbours take long: given back", lease[0])
             self._take_back(self._held[lease])
 

@@ -38,7 +38,7 @@ class Suspects:
     def __init__(self, *, are_kept_apart: bool) -> None:
         self._are_kept_apart = are_kept_apart
         self.lease: Lease | None = None
-        self._give_back_at: float | None = None  # None: it runs
+        self._give_back_at: float | None = None  # None: it runs, or is being given back
         self._outlasted: set[Lease] = set()  # neighbours that a suspect waited for in vain
         self._came_last = False
 
@@ -69,7 +69,7 @@ class Suspects:
 
         Args:
             held: all leases of the worker, also those that are settled and not answered yet: who dies with them is blamed.
-            may_get_more: a reserve is open, so a neighbour may be on its way.
+            may_get_more: a reserve is not answered yet, so a neighbour may be on its way; one that takes them back is answered after those.
         """
         if self.lease is not None and self.lease not in held:
             self.lease = self._give_back_at = None
@@ -83,4 +83,5 @@ class Suspects:
         if now < self._give_back_at:
             return None
         self._outlasted = set(neighbours)
+        self._give_back_at = None  # it leaves `held` when the broker has said yes
         return Step.GIVE_BACK

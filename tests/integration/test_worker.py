@@ -412,6 +412,30 @@ def test_a_job_that_crashed_before_runs_alone_and_until_then_nothing_new_is_take
     assert not Path(f"{paths[3]}.begun").exists()  # the settle of job 1 is not answered, so it would be blamed
 
 
+def test_a_suspect_does_not_begin_while_a_reserve_may_still_bring_it_a_neighbour(
+        broker: ScriptedBroker, start: Callable[..., Program], tmp_path: Path) -> None:
+    paths = {job: tmp_path / f"job{job}" for job in (1, 3)}
+    start("--concurrency", "3")
+    peer = hold_one(broker, paths[1])
+    older = peer.expect("reserve")
+    paths[1].touch()
+    settle = peer.expect("settle")
+    newer = peer.expect("reserve")
+    assert (older["n"], newer["n"]) == (2, 3)
+    peer.reply(older, jobs=[[*delivery(3, 12, "hold", path=str(paths[3])), 1]])
+    peer.reply(settle, outcomes=["OK"])
+    taken_back = peer.expect("reserve")
+    assert taken_back["n"] == 0
+    time.sleep(0.3)
+    assert not Path(f"{paths[3]}.begun").exists()  # what the broker gave to `newer` meanwhile would die with it
+
+    peer.reply(newer, jobs=[delivery(4, 13, "echo")])
+    assert settled(peer) == [[4, 13, "nack", False]]
+    peer.reply(taken_back, jobs=[])
+
+    until_begun(paths[3])
+
+
 def test_a_suspect_goes_back_by_cancel_and_drain_before_it_begins_and_after_it_jobs_come_one_at_a_time(
         broker: ScriptedBroker, start: Callable[..., Program], tmp_path: Path) -> None:
     paths = {job: tmp_path / f"job{job}" for job in (1, 3, 6)}

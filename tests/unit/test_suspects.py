@@ -47,6 +47,8 @@ def test_neighbours_that_take_long_send_it_back_once_and_are_not_waited_for_agai
     assert suspects.due_at == 5.0 + SUSPECT_WAIT_S
     assert suspects.step({A, B}, suspects.due_at - 0.1, may_get_more=False) is None
     assert suspects.step({A, B}, suspects.due_at, may_get_more=False) is Step.GIVE_BACK
+    assert suspects.step({A, B}, 15.5, may_get_more=False) is None and suspects.due_at is None, "its way back takes a while"
+    assert suspects.most(3) == 0
     assert suspects.step({A}, 16.0, may_get_more=False) is None and suspects.most(3) == 1  # it has gone
 
     again = (B[0], B[1] + 10)
