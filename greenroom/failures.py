@@ -20,7 +20,8 @@ FINGERPRINT_CHARS = 16
 MAX_LOOKS = 5
 
 _QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"|`[^`\n]*`")
-_NUMBER = re.compile(r"\b0[xX][0-9a-fA-F]+\b|\b(?=[0-9a-fA-F-]*[0-9])[0-9a-fA-F]{4,}(?:-[0-9a-fA-F]{4,})*\b|[0-9]+")
+#: The first look ahead changes no match: it spares the second one, which may look through all of the text, where none can be.
+_NUMBER = re.compile(r"\b0[xX][0-9a-fA-F]+\b|\b(?=[0-9a-fA-F]{4})(?=[0-9a-fA-F-]*[0-9])[0-9a-fA-F]{4,}(?:-[0-9a-fA-F]{4,})*\b|[0-9]+")
 _FRAME = re.compile(r'File "([^"\n]{0,1000})", line [0-9]+, in ([^\n]{1,200})')
 
 

@@ -37,6 +37,13 @@ def matching(desk: Desk, wanted: Filter, before: int | None, limit: int) -> tupl
         return views.running_page(desk.engine, wanted, before, limit, desk.breathe_if_due)
     desk.wait_for_commit(5.0)
     rows, following = desk.read(lambda reader: reader.page(wanted, before=before, limit=limit))
-    jobs = [desk.in_memory(row.id) or row for row in rows]
-    # Memory may know better than the rows; what was looked for as text it may not have at hand.
-    return [job for job in jobs if job.damage is not None or wanted.fits(job, looks_for_text=False)], following
+    # Memory may know better than the rows; what was looked for as text it may not have at hand, and how a row failed is no news.
+    of_rows = wanted._replace(fingerprint=None)
+    jobs: list[Job] = []
+    for row in rows:
+        job = desk.in_memory(row.id) or row
+        if job.damage is not None or (of_rows if job is row else wanted).fits(job, looks_for_text=False):
+            jobs.append(job)
+        if wanted.fingerprint is not None:
+            desk.breathe_if_due()  # a hostile text takes half a millisecond
+    return jobs, following

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from greenroom import client_failures, failure_verbs
+from greenroom import bulk_verbs, client_failures, failure_verbs, filters
 from greenroom.client_failures import FailureCalls, GroupRetry
 from greenroom.dispatch import Dispatch
 from greenroom.errors import BusyError, ConflictError, GreenroomError, InvalidError, NotFoundError
 from greenroom.failures import MAX_IDS, Failures, fingerprint, place_of, plain_message
+from greenroom.matching import matching
 from tests.fuzz.test_turns import Caller, dispatch
 
 __all__ = ["dispatch"]  # a fixture
@@ -55,7 +57,7 @@ def test_the_place_is_file_and_function_of_the_last_line(traceback: str, place: 
 
 @pytest.mark.parametrize(("message", "plain"), [
     ("job 17 of 23", "job # of #"), ("at 0x7f3a2b", "at #"), ("no user 'ann'", "no user '…'"), ("id 5f3c9a1b-77aa-4c1d", "id #"),
-    ("a dead face", "a dead face"), ("", ""),
+    ("a dead face", "a dead face"), ("dead-1 and cafe-be1f", "#-# and #"), ("", ""),
 ])
 def test_what_names_the_job_is_not_part_of_the_message(message: str, plain: str) -> None:
     assert plain_message(message) == plain
@@ -148,6 +150,52 @@ def test_all_that_failed_alike_are_listed_counted_and_retried(dispatch: Dispatch
     assert caller.call("bulk", action="retry", filter=wanted, dry_run=True)["matched"] == 2
     assert caller.call("bulk", action="retry", filter=wanted)["done"] == 2
     assert [view["state"] for view in caller.call("get", jobs=ids)["jobs"]] == ["queued", "failed", "queued"]
+
+
+def test_how_jobs_failed_is_worked_out_with_looks_at_the_time_between_and_only_once_for_each(
+        dispatch: Dispatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = Caller(dispatch)
+    ids = fail_all(dispatch, caller, *[refused()] * 150)
+    wanted = {"state": "failed", "fingerprint": fingerprint("send_mail", refused())}
+    hub, since_look, most, calls = threading.get_ident(), 0, 0, 0
+
+    def counted(*args: object) -> str:
+        nonlocal since_look, most, calls
+        if threading.get_ident() == hub:
+            since_look, calls = since_look + 1, calls + 1
+            most = max(most, since_look)
+        return fingerprint(*args)
+
+    def look(_: Dispatch) -> None:
+        nonlocal since_look
+        since_look = 0
+
+    monkeypatch.setattr(filters, "fingerprint", counted)
+    monkeypatch.setattr(Dispatch, "breathe_if_due", look)
+    assert [view["id"] for view in caller.call("jobs", filter=wanted, limit=150)["jobs"]] == ids[::-1]
+    assert (most, calls) == (1, 150)
+
+    assert caller.call("bulk", action="retry", filter=wanted)["done"] == 150
+    assert (most, calls) == (1, 300)
+
+
+def test_one_that_failed_otherwise_since_it_was_listed_is_left_out(dispatch: Dispatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = Caller(dispatch)
+    [job] = fail_all(dispatch, caller, refused())
+    wanted = {"state": "failed", "fingerprint": fingerprint("send_mail", refused())}
+
+    def and_then(*args: object) -> tuple:
+        found = matching(*args)
+        caller.call("retry", jobs=[job])
+        worker = Caller(dispatch, "worker")
+        [[_, fence, *_]] = worker.call("reserve", n=1)["jobs"]
+        worker.call("settle", leases=[[job, fence, "fail", {**refused(), "name": "Other"}]])
+        return found
+
+    monkeypatch.setattr(bulk_verbs, "matching", and_then)
+
+    assert caller.call("bulk", action="retry", filter=wanted)["matched"] == 0
+    assert caller.call("get", jobs=[job])["jobs"][0]["error"]["name"] == "Other"
 
 
 def test_a_slow_disk_ends_the_reading_early_and_a_third_reader_is_told_to_come_back(dispatch: Dispatch, monkeypatch: pytest.MonkeyPatch) -> None:
