@@ -79,11 +79,15 @@ class ControlRules(DeadlineRules):
             self.effects.events.append(unlimit_event(ended, now))
         return True
 
-    def check_limit(self, queue: str, priority: int, jobs: int, size: int, now: float) -> None:
-        """Raise FullError if the limit of a queue has no room for so many more jobs of a priority with so many more bytes of payloads."""
+    def check_limit(self, queue: str, priority: int, jobs: int, size: int, now: float, *, instead_of: Job | None = None) -> None:
+        """Raise FullError if the limit of a queue has no room for so many more jobs of a priority with so many more bytes of payloads.
+
+        Args:
+            instead_of: see LimitedQueue.check.
+        """
         limited = self.limits.get(queue)
         if limited is not None:
-            limited.check(priority, jobs, size, self.paces, now)
+            limited.check(priority, jobs, size, self.paces, now, instead_of=instead_of)
 
     # -- single jobs --------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from greenroom.errors import FullError, GreenroomError, TooLargeError
-from greenroom.job import QUEUED, SCHEDULED
+from greenroom.job import QUEUED, SCHEDULED, Job
 from greenroom.lanes import Lane
 from greenroom.paces import Paces
 from greenroom.records import QueueLimit
@@ -118,11 +118,19 @@ class LimitedQueue:
             self.refused += 1
         return outcomes
 
-    def check(self, priority: int, jobs: int, size: int, paces: Paces, now: float) -> None:
-        """Raise FullError unless so many more jobs with so many more bytes may wait; what does not grow is not asked for."""
+    def check(self, priority: int, jobs: int, size: int, paces: Paces, now: float, *, instead_of: Job | None = None) -> None:
+        """Raise FullError unless so many more jobs with so many more bytes may wait; what does not grow is not asked for.
+
+        Args:
+            instead_of: a job that leaves before, with its place if it waits here.
+        """
         most_jobs, most_bytes = self.most(priority)
-        if ((jobs > 0 and most_jobs is not None and self.waiting + jobs > most_jobs)
-                or (size > 0 and most_bytes is not None and self.waiting_bytes + size > most_bytes)):
+        waiting, waiting_bytes = self.waiting, self.waiting_bytes
+        if instead_of is not None and instead_of.queue == self.limit.queue and instead_of.state in (QUEUED, SCHEDULED):
+            waiting -= 1
+            waiting_bytes -= instead_of.payload_bytes
+        if ((jobs > 0 and most_jobs is not None and waiting + jobs > most_jobs)
+                or (size > 0 and most_bytes is not None and waiting_bytes + size > most_bytes)):
             self.refused += 1
             raise self._full_error(priority, paces, now)
 

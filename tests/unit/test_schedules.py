@@ -541,14 +541,29 @@ def test_replace_cancels_nothing_while_there_is_no_room_for_the_next(house: Hous
     house.put(every="1h", overlap="replace")
     house.advance(HOUR, step=60.0)
     (first,) = house.jobs()
+    house.ask("submit", jobs=[{"task": "blocks"}])
     house.ask("limit", queue="default", jobs=1)
     house.advance(HOUR + 60, step=60.0)
-    assert house.states() == ["queued"]
+    assert house.states() == ["queued", "queued"]
 
     house.ask("unlimit", queue="default")
     house.advance(31)
 
-    assert house.states() == ["cancelled", "queued"] and house.show()["last_job"] != first
+    assert house.states() == ["cancelled", "queued", "queued"] and house.show()["last_job"] != first
+
+
+def test_replace_has_the_place_of_the_job_that_it_cancels(house: House) -> None:
+    house.put(every="1h", overlap="replace", job={"task": "t", "payload": b"12345"})
+    house.advance(HOUR, step=60.0)
+    house.ask("limit", queue="default", jobs=1, bytes=5)
+
+    house.advance(HOUR, step=60.0)
+
+    assert house.states() == ["cancelled", "queued"] and house.show()["runs"] == 2
+    house.ask("change", jobs=house.jobs()[1:], queue="other")
+    house.ask("submit", jobs=[{"task": "blocks"}])
+    house.advance(HOUR + 60, step=60.0)
+    assert house.states() == ["cancelled", "queued", "queued"], "elsewhere it has no place to leave"
 
 
 def test_a_full_disk_holds_schedules_back_too(house: House) -> None:
