@@ -142,7 +142,7 @@ def test_a_thousand_of_anything_are_handled_a_hundred_between_two_looks(dispatch
         meter.count(owner, name)
     fetch = dispatch.batches.fetch
     monkeypatch.setattr(dispatch.batches, "fetch", lambda now: (meter.look(), fetch(now)))  # the pump breathes after each
-    meter.count(dispatch.engine, "submit", lambda items, now: len(items))
+    meter.count(dispatch.engine, "submit", lambda items, now, find: len(items))
     meter.count(dispatch.engine, "settle", lambda items, now, loaded: len(items))
     asked = [("submit", client, {"jobs": [job()] * 1000}), ("submit", client, {"jobs": [job()] * 1000, "submission": SUBMISSION}),
              ("submit", client, {"jobs": [{}] * 1000}), ("get", client, {"jobs": ids, "payload": True}),
