@@ -1,4 +1,4 @@
--- Schema 10: jobs that asked how long they are kept, and failed jobs, which are kept longer than the others.
+-- Schema 11: jobs that asked how long they are kept, and failed jobs, which are kept longer than the others.
 
 -- Finished jobs with the option keep_for. All of it follows from their rows, and is checked against them.
 CREATE TABLE kept_jobs (
