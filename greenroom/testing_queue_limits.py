@@ -53,17 +53,28 @@ class LocalLimits:
         return [views.limit(self._counted(limited)) for limited in self._limits.values()]
 
     def _no_room(self, queue: str, priority: int, size: int) -> GreenroomError | None:
-        """Return why a queue does not take one more job, or None."""
+        """Return why a queue does not take one new job, or None."""
         limited = self._limits.get(queue)
         if limited is None:
             return None
         (refusal,) = self._counted(limited).refusals(priority, [size], Paces(), self.now())
-        if isinstance(refusal, FullError):
-            return FullError(f"{refusal.message}; nothing runs by itself here: run_due() makes room", field="queue",
-                             retry_after_s=refusal.retry_after_s)
-        return refusal
+        return _told(refusal) if isinstance(refusal, FullError) else refusal
+
+    def _no_room_for_more(self, queue: str, priority: int, jobs: int, size: int) -> FullError | None:
+        """Return why no more jobs and bytes than it has may come into a queue by a retry or a change, or None."""
+        limited = self._limits.get(queue)
+        try:
+            if limited is not None:
+                self._counted(limited).check(priority, jobs, size, Paces(), self.now())
+        except FullError as exc:
+            return _told(exc)
+        return None
 
     def _counted(self, limited: LimitedQueue) -> LimitedQueue:
         waiting = [job for job in list(self.submitted) if job.state in ("queued", "scheduled") and job.option("queue") == limited.limit.queue]
         limited.waiting, limited.waiting_bytes = len(waiting), sum(len(job.payload) for job in waiting)
         return limited
+
+
+def _told(refusal: FullError) -> FullError:
+    return FullError(f"{refusal.message}; nothing runs by itself here: run_due() makes room", field="queue", retry_after_s=refusal.retry_after_s)

@@ -42,6 +42,9 @@ def test_a_retry_and_another_queue_ask_for_room_there_too(capture: LocalClient) 
     assert [outcome.code for outcome in capture.retry([failed.id]) + capture.change([other.id], queue="default")] == ["FULL", "FULL"]
     with pytest.raises(TooLargeError):
         capture.submit("t", b"123456", raw=True)
+    waiting = capture.submitted[-1].id
+    assert [getattr(outcome, "code", outcome) for payload in (b"123456", b"12345")
+            for outcome in capture.change([waiting], payload=payload, raw=True)] == ["FULL", "changed"]
     capture.limit("default", jobs=3)
     assert capture.retry([failed.id]) + capture.change([other.id], queue="default") == ["queued", "changed"]
 
