@@ -11,8 +11,8 @@ const KEPT = 200;
 const SHOW_MS = 250; // at most so often: a busy broker tells of thousands a second
 const AGAIN_MS = 2000;
 const KINDS = [["", "all but progress"], ["completed,failed,cancelled,expired", "what ended"], ["failed,expired,requeued,scheduled", "what went wrong"],
-  ["changed,retried,cancelled,paused,resumed", "what people did"], ["progress", "progress"]];
-const LOOKS = { submitted: "queued", started: "running", progress: "running", changed: "cancelled", retried: "requeued", resumed: "idle" };
+  ["changed,retried,cancelled,paused,resumed,limited,unlimited", "what people did"], ["progress", "progress"]];
+const LOOKS = { submitted: "queued", started: "running", progress: "running", changed: "cancelled", retried: "requeued", resumed: "idle", limited: "paused", unlimited: "idle" };
 
 /** Listens while it is on: {events, isOpen}. When it is on again it goes on where it was. */
 function useEvents(query, isOn) {
