@@ -57,6 +57,8 @@ class Engine(DuplicateRules):
             self._restore_lane(counts)
         for stored in restored.leases:
             self._restore_lease(stored, now, grace_s)
+        for key, taken in restored.keys:  # before a job is finished that has one
+            self.keys.take(key, taken)
         for job in restored.cancelled:
             self._attach(job)
             self._leave_waiting(job)
@@ -64,8 +66,6 @@ class Engine(DuplicateRules):
         self.aside.update(restored.damaged)
         for job_id, what in restored.damaged.items():
             self.note_damage(job_id, what)
-        for key, taken in restored.keys:
-            self.keys.take(key, taken)
         self.keeping.count = restored.keeping
         self._ask_scheduled()
         self.expiry.note(now)

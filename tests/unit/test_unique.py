@@ -5,7 +5,7 @@ from __future__ import annotations
 from greenroom.errors import FullError
 from greenroom.job import State
 from greenroom.unique import Duplicate
-from tests.core import Core, check, new_job, reserved, submitted
+from tests.core import Core, check, new_job, reserved, state, submitted
 
 
 def submit_one(core: Core, **extras: object) -> object:
@@ -127,3 +127,18 @@ def test_a_retried_job_takes_its_key_again_unless_another_has_it() -> None:
 
     assert client.outcome(request) == "queued" and outcome_of(core, unique_key="k").job == first
     assert core.store.committed(first).state is State.QUEUED
+
+
+def test_a_job_that_was_to_be_cancelled_when_the_broker_died_leaves_its_key() -> None:
+    core = Core()
+    first = submit_one(core, unique_key="k")
+    assert reserved(core.connect("w")) == [first]
+    core.connect("c", role="client").cancel(first)
+    core.run()
+
+    core.crash_and_restart()
+
+    assert state(core, first) is State.CANCELLED
+    assert isinstance(outcome_of(core, unique_key="k"), int)
+    core.crash_and_restart()
+    assert isinstance(outcome_of(core, unique_key="k"), Duplicate)
