@@ -79,15 +79,18 @@ class ControlRules(DeadlineRules):
             self.effects.events.append(unlimit_event(ended, now))
         return True
 
-    def check_limit(self, queue: str, priority: int, jobs: int, size: int, now: float, *, instead_of: Job | None = None) -> None:
+    def check_limit(self, queue: str, priority: int, jobs: int, size: int, payload_bytes: int, now: float, *, instead_of: Job | None = None) -> None:
         """Raise FullError if the limit of a queue has no room for so many more jobs of a priority with so many more bytes of payloads.
 
         Args:
             instead_of: see LimitedQueue.check.
+        
+
+        Raises TooLargeError if a payload of `payload_bytes`, which the job has then, never fits.
         """
         limited = self.limits.get(queue)
         if limited is not None:
-            limited.check(priority, jobs, size, self.paces, now, instead_of=instead_of)
+            limited.check(priority, jobs, size, payload_bytes, self.paces, now, instead_of=instead_of)
 
     # -- single jobs --------------------------------------------------------------------------------------------------------
 
@@ -167,9 +170,9 @@ class ControlRules(DeadlineRules):
         payload_bytes = job.payload_bytes if change.payload is None else len(change.payload)
         priority = job.priority if change.priority is None else change.priority
         if change.queue is None or change.queue == job.queue:
-            self.check_limit(job.queue, priority, 0, payload_bytes - job.payload_bytes, now)
+            self.check_limit(job.queue, priority, 0, payload_bytes - job.payload_bytes, payload_bytes, now)
         else:
-            self.check_limit(change.queue, priority, 1, payload_bytes, now)
+            self.check_limit(change.queue, priority, 1, payload_bytes, payload_bytes, now)
         if has_new_place and not self.ids.left:
             raise BusyError("job numbers are being fetched", retry_after_s=0.05)
 

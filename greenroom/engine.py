@@ -276,7 +276,7 @@ class Engine(DuplicateRules):
         if job.state not in RETRYABLE_STATES:
             raise ConflictError(f"job {job_id} is {job.state.label}: only what failed, was cancelled or expired can be retried")
         self.check_room(1, job.payload_bytes)
-        self.check_limit(job.queue, job.priority, 1, job.payload_bytes, now)
+        self.check_limit(job.queue, job.priority, 1, job.payload_bytes, job.payload_bytes, now)
         self._claim_again(job, now)
         self._attach(job)
         job.failures = job.crashes = 0

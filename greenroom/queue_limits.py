@@ -106,9 +106,9 @@ class LimitedQueue:
         full: FullError | None = None
         for one in sizes:
             if size is not None and one > size:
-                outcomes.append(TooLargeError(f"payload has {one} bytes, the queue {self.limit.queue} takes {size} in all", field="payload"))
+                outcomes.append(self._too_large(one, size))
             elif (jobs is not None and waiting >= jobs) or (size is not None and waiting_bytes + one > size):
-                full = full or self._full_error(priority, paces, now)
+                full = full or self._full_error(priority, waiting, waiting_bytes, paces, now)
                 outcomes.append(full)
             else:
                 outcomes.append(None)
@@ -118,34 +118,41 @@ class LimitedQueue:
             self.refused += 1
         return outcomes
 
-    def check(self, priority: int, jobs: int, size: int, paces: Paces, now: float, *, instead_of: Job | None = None) -> None:
+    def check(self, priority: int, jobs: int, size: int, payload_bytes: int, paces: Paces, now: float, *, instead_of: Job | None = None) -> None:
         """Raise FullError unless so many more jobs with so many more bytes may wait; what does not grow is not asked for.
 
         Args:
             instead_of: a job that leaves before, with its place if it waits here.
+        
+
+        Args:
+            payload_bytes: of the job as it would be then: TooLargeError if it can never fit.
         """
         most_jobs, most_bytes = self.most(priority)
         waiting, waiting_bytes = self.waiting, self.waiting_bytes
         if instead_of is not None and instead_of.queue == self.limit.queue and instead_of.state in (QUEUED, SCHEDULED):
             waiting -= 1
             waiting_bytes -= instead_of.payload_bytes
+        if size > 0 and most_bytes is not None and payload_bytes > most_bytes:
+            self.refused += 1
+            raise self._too_large(payload_bytes, most_bytes)
         if ((jobs > 0 and most_jobs is not None and waiting + jobs > most_jobs)
                 or (size > 0 and most_bytes is not None and waiting_bytes + size > most_bytes)):
             self.refused += 1
-            raise self._full_error(priority, paces, now)
+            raise self._full_error(priority, self.waiting, self.waiting_bytes, paces, now)
 
-    def _full_error(self, priority: int, paces: Paces, now: float) -> FullError:
-        return FullError(f"the queue {self.limit.queue} is full: {self.told(priority)}", field="queue",
-                         retry_after_s=self.retry_after_s(priority, paces, now))
-
-    def told(self, priority: int | None = None) -> str:
-        """Return what waits and what may, for a sentence; see `most`."""
+    def _full_error(self, priority: int, waiting: int, waiting_bytes: int, paces: Paces, now: float) -> FullError:
         jobs, size = self.most(priority)
-        parts = [f"{self.waiting} jobs wait, its limit is {jobs}"] if jobs is not None else []
-        if size is not None:
-            parts.append(f"their payloads have {self.waiting_bytes} bytes, its limit is {size}" if parts
-                         else f"payloads of {self.waiting_bytes} bytes wait, its limit is {size}")
-        return "; ".join(parts)
+        is_room = (jobs is None or waiting < jobs) and (size is None or waiting_bytes < size)
+        text = _told(waiting, waiting_bytes, jobs, size) + (", this one does not fit" if is_room else "")
+        return FullError(f"the queue {self.limit.queue} is full: {text}", field="queue", retry_after_s=self.retry_after_s(priority, paces, now))
+
+    def _too_large(self, payload_bytes: int, size: int) -> TooLargeError:
+        return TooLargeError(f"payload has {payload_bytes} bytes, the queue {self.limit.queue} takes {size} in all", field="payload")
+
+    def told(self) -> str:
+        """Return what waits and what ordinary jobs may, for a sentence."""
+        return _told(self.waiting, self.waiting_bytes, self.limit.jobs, self.limit.bytes)
 
     def seconds(self, priority: int | None, paces: Paces, now: float) -> float | None:
         """Return about how long until a tenth of the limit (see `most`) is free; None: that is not known, or nothing gets done."""
@@ -165,6 +172,13 @@ class LimitedQueue:
         if seconds is None:
             return UNKNOWN_S if self._rate is None else LATEST_S
         return round(min(LATEST_S, max(SOONEST_S, seconds)), 3)
+
+
+def _told(waiting: int, waiting_bytes: int, jobs: int | None, size: int | None) -> str:
+    parts = [f"{waiting} {'job waits' if waiting == 1 else 'jobs wait'}, its limit is {jobs}"] if jobs is not None else []
+    if size is not None:
+        parts.append(f"payloads of {waiting_bytes} bytes wait, its limit is {size}")
+    return "; ".join(parts)
 
 
 class QueueLimits:

@@ -135,7 +135,7 @@ class ScheduleRuns:
                     self.check_open()
                     options, payload = schedule.new_job.options, schedule.payload
                     desk.engine.check_room(1, len(payload))
-                    desk.engine.check_limit(options.queue, options.priority, 1, len(payload), desk.now(), instead_of=found)
+                    desk.engine.check_limit(options.queue, options.priority, 1, len(payload), len(payload), desk.now(), instead_of=found)
                     desk.engine.cancel(found.id, desk.now(), found)
         if count:
             self.check_open()

@@ -113,7 +113,7 @@ def test_jobs_of_a_queue_at_its_limit_are_refused_and_hold_up_no_others(dispatch
         answers.append(caller.call("bulk", action="retry", filter={"task": "t"}, before=answers[-1]["next"]))
 
     assert [(answer["done"], answer["refused"]) for answer in answers] == [(2, 0), (0, 2), (1, 0)]
-    assert answers[1]["why"] == "the queue full is full: 1 jobs wait, its limit is 1"
+    assert answers[1]["why"] == "the queue full is full: 1 job waits, its limit is 1"
     assert states(caller, ids) == ["queued", "cancelled", "cancelled", "queued", "queued"]
 
 

@@ -81,6 +81,30 @@ def test_bytes_are_limited_a_smaller_job_may_fit_where_a_larger_did_not_and_what
     assert refusal(core).message == "the queue q is full: payloads of 110 bytes wait, its limit is 100"
 
 
+def test_who_is_refused_is_told_what_waits_with_the_jobs_of_the_same_submit_and_that_only_this_one_does_not_fit() -> None:
+    core = limited(jobs=3, size=100)
+
+    refused = core.engine.submit([new_job(payload=bytes(60)), new_job(payload=bytes(50))], core.now)[1]
+    assert refused.message == "the queue q is full: 1 job waits, its limit is 3; payloads of 60 bytes wait, its limit is 100, this one does not fit"
+    refused = core.engine.submit([new_job(payload=b"")] * 3, core.now)[2]
+    assert refused.message == "the queue q is full: 3 jobs wait, its limit is 3; payloads of 60 bytes wait, its limit is 100"
+
+
+def test_a_payload_that_can_never_fit_is_too_large_for_a_change_and_a_retry_and_a_smaller_one_is_always_taken() -> None:
+    core = Core()
+    here, there, over = submitted(core, new_job(payload=bytes(200)), new_job(queue="other", payload=bytes(120)), new_job(payload=bytes(120)))
+    client = admin(core)
+    client.cancel(over)
+    client.limit("q", size=100)
+
+    assert outcome(client, client.change(here, payload=bytes(201))) == "TOO_LARGE"
+    assert outcome(client, client.change(there, queue="q")) == "TOO_LARGE"
+    assert outcome(client, client.retry(over)) == "TOO_LARGE"
+    assert outcome(client, client.change(here, payload=bytes(150))) == "changed", "smaller, though still over the limit"
+    assert outcome(client, client.change(there, queue="q", payload=bytes(50))) == "FULL", "it will fit when the other is done"
+    check(core)
+
+
 def test_what_begins_makes_room_and_what_comes_back_is_never_refused() -> None:
     core = limited(jobs=2)
     jobs = [new_job(), new_job()]
@@ -153,7 +177,7 @@ def test_a_retry_by_hand_and_a_change_of_queue_ask_for_room_and_change_nothing_w
 
     assert outcome(client, client.retry(job)) == "FULL" and state(core, job) is State.FAILED
     assert outcome(client, client.change(outside, queue="q")) == "FULL"
-    assert outcome(client, client.change(inside, payload=bytes(1001))) == "FULL"
+    assert outcome(client, client.change(inside, payload=bytes(1001))) == "TOO_LARGE"
     assert outcome(client, client.change(inside, priority=9, payload=bytes(1000))) == "changed"
     assert outcome(client, client.change(outside, queue="q", priority=1)) == "changed", "an urgent one passes"
     check(core)
