@@ -454,7 +454,7 @@ def do_queues(client: Client, args: argparse.Namespace, output: Output) -> int:
     """`queues`: print their counts."""
     from greenroom.client_control_cli import held
     from greenroom.client_limit_cli import fill
-    names = ("name", "scheduled", "queued", "running", "completed", "failed", "cancelled", "requeued", "workers", "tasks")
+    names = ("name", "scheduled", "queued", "running", "completed", "failed", "cancelled", "expired", "requeued", "workers", "tasks")
     columns = {name: reader(name) for name in names}
     columns["limit"] = lambda queue: fill(queue.get("limit"))
     columns["paused"] = lambda queue: held(queue.get("paused")).strip()

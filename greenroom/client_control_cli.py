@@ -127,7 +127,7 @@ def _gate_lines(shown: dict) -> list[str]:
     lines = []
     for gate in shown["gates"]:
         at = "" if gate["at"] is None else f" (at {tables.moment(gate['at'])})"
-        lines.append(f"  {gate['text']}; opens with: {gate['opens']}{at}")
+        lines.append(f"  {gate['text']}" + (f"; opens with: {gate['opens']}{at}" if gate["opens"] else ""))
     return lines
 
 

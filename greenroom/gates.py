@@ -29,7 +29,7 @@ class Gate(NamedTuple):
     """Something that holds work back.
 
     Attributes:
-        code: for programs, stable. text: one sentence. opens: what opens it.
+        code: for programs, stable. text: one sentence. opens: what opens it; empty: nothing is closed.
         at: when it opens, as far as known; an estimate for `behind`.
     """
 
@@ -180,7 +180,9 @@ def _over(engine: Engine, job: Job, now: float) -> Gate | None:
     if job.state is RUNNING:
         limits = job.lease.limits if job.lease is not None else None
         told = "; it is over its soft limit, and the worker was told" if limits is not None and limits.is_told else ""
-        return Gate("running", f"it is running: {job.worker} has had it for {span(now - (job.started_at or now))}{told}", "it is open")
+        if job.cancel_requested:
+            told = "; its cancel was asked for: it ends as cancelled unless it completes"
+        return Gate("running", f"it is running: {job.worker} has had it for {span(now - (job.started_at or now))}{told}", "")
     return None
 
 

@@ -167,7 +167,7 @@ class LocalSteering:
             gates.append(("no_worker", "nothing runs by itself here", "run_due()", None))
         elif job.state not in WAITING:
             is_running = job.state == "running"
-            gates.append(("running", "it is running", "it is open", None) if is_running else
+            gates.append(("running", "it is running", "", None) if is_running else
                          ("finished", f"it is over: {job.state}", "retry" if job.state in RETRYABLE else "nothing", None))
         return {"job": job.id, "state": job.state, "queue": job.option("queue"), "task": job.task, "ahead": ahead, "ahead_exact": True,
                 "starts_at": job.run_at if job.state == "scheduled" else None,

@@ -148,15 +148,19 @@ def test_the_start_is_estimated_from_how_fast_jobs_ended_lately() -> None:
 
 def test_running_finished_damaged_jobs_and_a_broker_that_stops_say_so() -> None:
     core = Core()
-    running, limited, done, waiting = submitted(core, new_job(), new_job(soft_timeout=10.0), new_job(), new_job())
+    running, limited, done, asked, waiting = submitted(core, new_job(), new_job(soft_timeout=10.0), new_job(), new_job(), new_job())
     worker = core.connect("w1")
-    reserved(worker, 3)
+    reserved(worker, 4)
     worker.settle("ack", done)
     core.run()
+    core.connect("c", role="client").cancel(asked)
     core.advance(12.0)
     core.engine.drain()
 
-    assert explained(core, running)["gates"][0]["text"] == "it is running: w1 has had it for 12 s"
+    gate = explained(core, running)["gates"][0]
+    assert (gate["text"], gate["opens"]) == ("it is running: w1 has had it for 12 s", "")
+    assert explained(core, asked)["gates"][0]["text"] == (
+        "it is running: w1 has had it for 12 s; its cancel was asked for: it ends as cancelled unless it completes")
     assert explained(core, limited)["gates"][0]["text"] == "it is running: w1 has had it for 12 s; it is over its soft limit, and the worker was told"
     assert explained(core, done)["gates"][0]["text"] == "it is over: completed 12 s ago"
     assert codes(explained(core, waiting))[0] == "draining"
