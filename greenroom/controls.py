@@ -82,11 +82,10 @@ class ControlRules(DeadlineRules):
     def check_limit(self, queue: str, priority: int, jobs: int, size: int, payload_bytes: int, now: float, *, instead_of: Job | None = None) -> None:
         """Raise FullError if the limit of a queue has no room for so many more jobs of a priority with so many more bytes of payloads.
 
+        Raise TooLargeError if a payload of `payload_bytes`, which the job has then, never fits.
+
         Args:
             instead_of: see LimitedQueue.check.
-        
-
-        Raises TooLargeError if a payload of `payload_bytes`, which the job has then, never fits.
         """
         limited = self.limits.get(queue)
         if limited is not None:
