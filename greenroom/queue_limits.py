@@ -122,11 +122,8 @@ class LimitedQueue:
         """Raise FullError unless so many more jobs with so many more bytes may wait; what does not grow is not asked for.
 
         Args:
-            instead_of: a job that leaves before, with its place if it waits here.
-        
-
-        Args:
             payload_bytes: of the job as it would be then: TooLargeError if it can never fit.
+            instead_of: a job that leaves before, with its place if it waits here.
         """
         most_jobs, most_bytes = self.most(priority)
         waiting, waiting_bytes = self.waiting, self.waiting_bytes

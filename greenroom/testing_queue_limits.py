@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from greenroom import views
-from greenroom.errors import FullError, GreenroomError, InvalidError
+from greenroom.errors import FullError, GreenroomError, InvalidError, TooLargeError
 from greenroom.paces import Paces
 from greenroom.protocol import VERBS, check_fields
 from greenroom.queue_limits import LimitedQueue
@@ -60,14 +60,16 @@ class LocalLimits:
         (refusal,) = self._counted(limited).refusals(priority, [size], Paces(), self.now())
         return _told(refusal) if isinstance(refusal, FullError) else refusal
 
-    def _no_room_for_more(self, queue: str, priority: int, jobs: int, size: int) -> FullError | None:
-        """Return why no more jobs and bytes than it has may come into a queue by a retry or a change, or None."""
+    def _no_room_for_more(self, queue: str, priority: int, jobs: int, size: int, payload_bytes: int) -> GreenroomError | None:
+        """Return why no more jobs and bytes than it has may come into a queue by a retry or a change, or None; see LimitedQueue.check."""
         limited = self._limits.get(queue)
         try:
             if limited is not None:
-                self._counted(limited).check(priority, jobs, size, Paces(), self.now())
+                self._counted(limited).check(priority, jobs, size, payload_bytes, Paces(), self.now())
         except FullError as exc:
             return _told(exc)
+        except TooLargeError as exc:
+            return exc
         return None
 
     def _counted(self, limited: LimitedQueue) -> LimitedQueue:

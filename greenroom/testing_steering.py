@@ -30,7 +30,7 @@ class LocalSteering:
     _pauses: dict[tuple[str, str], dict]
     _lock: Any
     now: Callable[[], float]
-    _no_room_for_more: Callable[[str, int, int, int], GreenroomError | None]
+    _no_room_for_more: Callable[[str, int, int, int, int], GreenroomError | None]
     _find: Callable[[int], LocalJob | None]
     _line_up: Callable[[LocalJob], None]
     _run_inline: Callable[[], None]
@@ -105,7 +105,7 @@ class LocalSteering:
                 return FinishedError(f"job {job_id} is already {job.state}")
             queue, priority = (changes.get(name, job.option(name)) for name in ("queue", "priority"))
             size, is_moved = len(changes.get("payload", job.payload)), queue != job.option("queue")
-            no_room = self._no_room_for_more(queue, priority, int(is_moved), size if is_moved else size - len(job.payload))
+            no_room = self._no_room_for_more(queue, priority, int(is_moved), size if is_moved else size - len(job.payload), size)
             if no_room is not None:
                 return no_room
             job.options |= {name: changes[name] for name in ("priority", "queue") if name in changes}
@@ -129,7 +129,7 @@ class LocalSteering:
         with self._lock:
             if job.state not in RETRYABLE:
                 return ConflictError(f"job {job_id} is {job.state}: only what failed, was cancelled or expired can be retried")
-            no_room = self._no_room_for_more(job.option("queue"), job.option("priority"), 1, len(job.payload))
+            no_room = self._no_room_for_more(job.option("queue"), job.option("priority"), 1, len(job.payload), len(job.payload))
             if no_room is not None:
                 return no_room
             try:

@@ -321,7 +321,7 @@ def test_pruning_goes_on_slice_by_slice_until_the_store_has_enough_of_it() -> No
 
     core.batches.prune_soon(core.now)
     core.cycle()
-    assert len(core.newest()) == 250 and core.batches.has_work
+    assert len(core.newest()) == 350 and core.batches.has_work
     core.run()
 
     assert not core.newest() and outcome(client, client.cancel(ids[0])) == "GONE"

@@ -44,7 +44,7 @@ def test_a_retry_and_another_queue_ask_for_room_there_too(capture: LocalClient) 
         capture.submit("t", b"123456", raw=True)
     waiting = capture.submitted[-1].id
     assert [getattr(outcome, "code", outcome) for payload in (b"123456", b"12345")
-            for outcome in capture.change([waiting], payload=payload, raw=True)] == ["FULL", "changed"]
+            for outcome in capture.change([waiting], payload=payload, raw=True)] == ["TOO_LARGE", "changed"]
     capture.limit("default", jobs=3)
     assert capture.retry([failed.id]) + capture.change([other.id], queue="default") == ["queued", "changed"]
 
