@@ -241,7 +241,7 @@ class Link:
             with self._changed:
                 if number in self._pending:
                     self._pending[number] = (_ignore, *self._pending[number][1:])
-            raise ConnectError(f"the broker at {self._endpoint.address} did not answer {message['verb']} within {timeout_s:g} s")
+            raise ConnectError(f"the broker at {self._endpoint.address} did not answer {message['verb']} in time")
         if isinstance(answers[0], GreenroomError):
             raise answers[0]
         return answers[0]
