@@ -162,6 +162,19 @@ class History:
     def _answered_purge(self, message: dict, answer: dict) -> None:
         self.world.counts["purge"] += 1
 
+    def _answered_explain(self, message: dict, answer: dict) -> None:
+        """What does not run has a reason, and what runs or is over says so (docs/protocol_v1.md, `explain`)."""
+        if "job" not in message:
+            return
+        codes = [gate["code"] for gate in answer["gates"]]
+        first = {"scheduled": "not_due", "running": "running"}.get(answer["state"], "finished" if answer["state"] in FINISHED_LABELS else None)
+        if not codes or (first is not None and codes[0] != first) or (answer["ahead"] is None) != (answer["state"] != "queued"):
+            raise Violation(f"an explanation does not fit the job's state: {answer}")
+        if answer["ahead"] and "behind" not in codes:
+            raise Violation(f"jobs come before it, and nothing says so: {answer}")
+        for code in codes:
+            self.world.counts["explained: " + code] += 1
+
     def _check_changes(self, rows: dict[int, Job]) -> None:
         """A change that was told is kept, or another came after it (I1)."""
         for job_id, priority in self._told_priority.items():
