@@ -140,7 +140,7 @@ class EventStream:
 def _parse(position: str) -> tuple[str, int]:
     try:
         return parse_position(position)
-    except ValueError:
+    except (ValueError, AttributeError):  # the latter: no text
         raise InvalidError("after must be the position of an event", field="after") from None
 
 

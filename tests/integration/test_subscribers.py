@@ -156,7 +156,7 @@ def test_a_reader_that_is_slow_loses_its_connection_and_nothing_else(client: Cli
 
 
 def test_what_is_wrong_with_a_question_for_events_is_named_and_a_closed_client_ends_them(broker: BrokerProcess, client: Client) -> None:
-    for wrong, field in (({"kinds": ["done"]}, "kinds"), ({"kinds": []}, "kinds"), ({"after": "nonsense"}, "after")):
+    for wrong, field in (({"kinds": ["done"]}, "kinds"), ({"kinds": []}, "kinds"), ({"after": "nonsense"}, "after"), ({"after": 5}, "after")):
         with pytest.raises(InvalidError) as caught:
             client.events(**wrong)
         assert caught.value.field == field
