@@ -14,7 +14,7 @@ from tests.fuzz import fuzz, seeds
 from tests.fuzz.targets import TARGETS
 
 #: For each target, in the everyday run. Two run at a time.
-SECONDS = {"frames": 20, "requests": 20, "configuration": 20, "answers": 8, "large_frames": 6, "http_head": 6, "rest": 6}
+SECONDS = {"frames": 12, "requests": 12, "configuration": 10, "answers": 6, "large_frames": 6, "http_head": 6, "rest": 6}
 LONG_SECONDS = 600
 #: Far below what a slow machine does; a fuzzer that stands still would pass everything.
 MIN_INPUTS_PER_S = 20
