@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.simulation.house import House
 
 #: In each n-th seed some jobs kill whoever runs them. A draw of its own, so that the other seeds stay the runs that they were.
-POISONED_EVERY = 4
+POISONED_EVERY = 8
 SHARE = 0.1
 
 Lease = tuple[int, int]  # job id and fence

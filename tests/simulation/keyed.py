@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.simulation.run import Run
 
 #: In each n-th seed somebody submits jobs with keys again and again.
-KEYED_EVERY = 3
+KEYED_EVERY = 4
 #: Mode -> its keys: each mode has its own, so that what is promised of a key is the same for all its jobs.
 KEYS = {"until_done": ("u1", "u2", "u3"), "throttle": ("t1", "t2"), "debounce": ("d1", "d2")}
 THROTTLE_S = 4.0

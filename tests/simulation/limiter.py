@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.simulation.run import Run
 
 #: In each n-th seed, others than those with a planner or a steerer, somebody limits queues.
-LIMITED_EVERY = 4
+LIMITED_EVERY = 8
 
 
 class Limiter(Actor):

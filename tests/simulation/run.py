@@ -271,7 +271,7 @@ class Run:
                 item["keep_for"] = KEPT_S[self._payloads // KEPT_EVERY % len(KEPT_S)]
             self.history.attempted[payload] = Spec(item["task"], item["queue"], item["priority"], run_at, delay, attempts,
                                                    item.get("soft_timeout"), item.get("keep_for"))
-            if self.seed % POISONED_EVERY == 3 and not self.is_flood:
+            if self.seed % POISONED_EVERY == 7 and not self.is_flood:
                 self.history.blame.submits(payload)
             items.append(item)
         return items
