@@ -176,9 +176,8 @@ def test_a_broker_of_a_test_can_be_killed_and_started_again_and_its_workers_too(
     """)
 
 
-@pytest.mark.timeout(150)
-def test_the_time_of_a_real_broker_can_be_moved(tmp_path: Path) -> None:
-    run_tests(tmp_path, """
+#: Tests of a user who moves the time of a real broker.
+TIME_IS_MOVED = """
         import time
         from datetime import datetime, timezone
         import pytest
@@ -261,7 +260,12 @@ def test_the_time_of_a_real_broker_can_be_moved(tmp_path: Path) -> None:
             clock.advance(61)
             assert kept.status()["state"] == "queued"
             assert "stood still" not in broker.output and "Traceback" not in broker.output
-    """)
+"""
+
+
+@pytest.mark.timeout(150)
+def test_the_time_of_a_real_broker_can_be_moved(tmp_path: Path) -> None:
+    run_tests(tmp_path, TIME_IS_MOVED)
 
 
 def test_no_other_entry_of_the_broker_has_a_clock_to_move() -> None:
