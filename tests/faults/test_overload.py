@@ -14,6 +14,7 @@ from tests.processes import BrokerProcess, RawPeer
 SEED = 20_251_127
 FLOODERS = 4
 FRAME = 1000  # jobs in a submit
+PAYLOAD = 8  # bytes: jobs are what fills a batch, and on a busy machine too the flooders must be quicker than the broker
 #: Submits that a flooder keeps unanswered: together far more than a batch may gather, so that BUSY must come.
 WINDOW = 4 * batches.MAX_BATCH_JOBS // (FLOODERS * FRAME)
 #: The flood goes on until somebody was told BUSY.
@@ -46,7 +47,7 @@ class Flood:
         self.outcomes: Counter[str] = Counter()
         self._failures: list[BaseException] = []
         self._began = time.monotonic()
-        self._threads = [threading.Thread(target=self._run, args=(broker.connect(timeout=60.0), random.Random(SEED + number).randbytes(100)))
+        self._threads = [threading.Thread(target=self._run, args=(broker.connect(timeout=60.0), random.Random(SEED + number).randbytes(PAYLOAD)))
                          for number in range(FLOODERS)]
         for thread in self._threads:
             thread.start()
